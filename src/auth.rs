@@ -1,0 +1,293 @@
+//! The logins of the GPTalk protocol: one global book of tokens, shared by the whole process.
+//!
+//! Knows no HTTP: it says whether to use a token, to log in, or to wait for another's login, and
+//! is told what came of it. A token serves [`USES`] chats. One entry for each service and
+//! identity:
+//!
+//! ```text
+//!                  lease()                             lease.served()
+//!   ┌───────────┐ a token has a use left ┌──────────┐ the submission ┌──────────┐
+//!   │   ready   │───────────────────────▶│  leased  │───────────────▶│ use spent│
+//!   └───────────┘◀───────────────────────└──────────┘ was accepted   └──────────┘
+//!     ▲       │      drop: the use comes back │
+//!     │       │                               │ lease.refused(): HTTP 401, 403
+//!     │       │ none has                      ▼
+//!     │       │                        ┌─────────────┐
+//!     │       ▼                        │token dropped│
+//!     │   ┌────────┐ another logs in   └─────────────┘
+//!     │   │ empty  │──────────────────▶ wait, then lease() again
+//!     │   └────────┘
+//!     │       │ nobody does
+//!     │       ▼
+//!     │  ┌─────────┐ login.succeeded()
+//!     └──│login    │──▶ a lease on the new token
+//!        │in flight│ drop (failed, cancelled, unwound): the next lease() logs in
+//!        └─────────┘
+//! ```
+//!
+//! No lock is held across I/O or a callback: a [`Login`] and a [`Lease`] are plain values, and
+//! dropping them gives back what they hold. A chat that is suspended in a callback while it logs
+//! in is *parked*: a chat that waits for it takes the login over, at once where both run on the
+//! same thread (a chat inside the callback), else after [`PATIENCE`].
+//!
+//! The child of a fork begins with an empty book.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use once_cell::sync::Lazy;
+
+use crate::sys::PerProcess;
+
+/// How many chats a login token serves.
+const USES: u32 = 5;
+/// How long a login may be parked before a chat that waits for it takes it over.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which tokens a chat may use.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    /// The service's base URL.
+    pub service: String,
+    /// What the service tells users apart by.
+    pub who: Vec<String>,
+}
+
+/// The auth: every login of the process.
+static BOOK: Lazy<PerProcess<Book>> = Lazy::new(PerProcess::default);
+
+#[derive(Default)]
+struct Book {
+    entries: Mutex<HashMap<Arc<Identity>, Entry>>,
+    /// A login ended, or a use came back.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Entry {
+    tokens: Vec<Token>,
+    login: Option<InFlight>,
+    /// Numbers tokens and logins, so that a late word about an old one is told from the present.
+    next_id: u64,
+}
+
+struct Token {
+    id: u64,
+    value: Arc<str>,
+    /// Unix seconds; `None`: good for its uses.
+    expires_at: Option<i64>,
+    /// Uses that a chat holds or has spent.
+    leased: u32,
+    spent: u32,
+}
+
+struct InFlight {
+    id: u64,
+    thread: ThreadId,
+    /// Since when the chat that logs in is suspended in a callback.
+    parked: Option<Instant>,
+}
+
+/// What a chat is to do.
+pub(crate) enum Next {
+    Use(Lease),
+    LogIn(Login),
+    Wait,
+}
+
+/// Unix seconds, now.
+pub(crate) fn unix_now() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_secs() as i64,
+        Err(before) => -(before.duration().as_secs() as i64),
+    }
+}
+
+impl Book {
+    /// The one way to lock. A panic elsewhere leaves the book as it was between two steps, each
+    /// of which keeps it in order: poison is no reason to refuse chats.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Identity>, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks for a token; waits at most for `limit` while another chat logs in.
+pub(crate) fn lease(identity: &Arc<Identity>, limit: Duration) -> Next {
+    let book = BOOK.get();
+    let mut entries = book.lock();
+    if let Some(next) = next(&mut entries, identity) {
+        return next;
+    }
+    // What ended the wait does not matter: look again.
+    entries = book
+        .changed
+        .wait_timeout(entries, limit)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0;
+    next(&mut entries, identity).unwrap_or(Next::Wait)
+}
+
+/// What a chat can do now; `None`: only wait.
+fn next(entries: &mut HashMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) -> Option<Next> {
+    let entry = entries.entry(identity.clone()).or_default();
+    let now = unix_now();
+    // An expired token that chats still hold goes when they are done.
+    entry.tokens.retain(|token| token.leased > 0 || !token.is_expired(now));
+    let usable = |token: &&mut Token| token.leased + token.spent < USES && !token.is_expired(now);
+    if let Some(token) = entry.tokens.iter_mut().find(usable) {
+        token.leased += 1;
+        return Some(Next::Use(Lease {
+            identity: identity.clone(),
+            token_id: token.id,
+            token: token.value.clone(),
+            settled: false,
+        }));
+    }
+    let me = std::thread::current().id();
+    let is_stuck = |login: &InFlight| {
+        login.parked.is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
+    };
+    if entry.login.as_ref().is_some_and(|login| !is_stuck(login)) {
+        return None;
+    }
+    entry.next_id += 1;
+    entry.login = Some(InFlight {
+        id: entry.next_id,
+        thread: me,
+        parked: None,
+    });
+    Some(Next::LogIn(Login {
+        identity: identity.clone(),
+        id: entry.next_id,
+    }))
+}
+
+impl Token {
+    fn is_expired(&self, now: i64) -> bool {
+        self.expires_at.is_some_and(|at| at < now)
+    }
+}
+
+/// The right to log in, which one chat has at a time.
+pub(crate) struct Login {
+    identity: Arc<Identity>,
+    id: u64,
+}
+
+impl Login {
+    /// The login brought a token: this chat has its first use.
+    pub fn succeeded(self, value: &str, expires_at: Option<i64>) -> Lease {
+        let value: Arc<str> = value.into();
+        let mut entries = BOOK.get().lock();
+        let entry = entries.entry(self.identity.clone()).or_default();
+        entry.next_id += 1;
+        let token_id = entry.next_id;
+        entry.tokens.push(Token {
+            id: token_id,
+            value: value.clone(),
+            expires_at,
+            leased: 1,
+            spent: 0,
+        });
+        drop(entries);
+        Lease {
+            identity: self.identity.clone(),
+            token_id,
+            token: value,
+            settled: false,
+        }
+    }
+
+    /// The chat leaves for a callback.
+    pub fn park(&self) {
+        self.update(|login| login.parked = Some(Instant::now()));
+    }
+
+    /// The chat is back.
+    pub fn unpark(&self) {
+        self.update(|login| {
+            login.parked = None;
+            login.thread = std::thread::current().id();
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut InFlight)) {
+        let mut entries = BOOK.get().lock();
+        let login = entries.get_mut(&self.identity).and_then(|entry| entry.login.as_mut());
+        // Another chat may have taken the login over.
+        if let Some(login) = login.filter(|login| login.id == self.id) {
+            change(login);
+        }
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        let book = BOOK.get();
+        let mut entries = book.lock();
+        if let Some(entry) = entries.get_mut(&self.identity) {
+            entry.login.take_if(|login| login.id == self.id);
+        }
+        drop(entries);
+        book.changed.notify_all();
+    }
+}
+
+/// One use of a token, held by a chat while it submits its text.
+pub(crate) struct Lease {
+    identity: Arc<Identity>,
+    token_id: u64,
+    token: Arc<str>,
+    settled: bool,
+}
+
+impl Lease {
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Tells tokens apart without showing them.
+    pub fn token_id(&self) -> u64 {
+        self.token_id
+    }
+
+    /// The service accepted the submission: the use is spent.
+    pub fn served(mut self) {
+        self.settle(|entry, at| {
+            entry.tokens[at].spent += 1;
+            if entry.tokens[at].spent >= USES {
+                entry.tokens.swap_remove(at);
+            }
+        });
+    }
+
+    /// The service refused the token: nobody is to use it again.
+    pub fn refused(mut self) {
+        self.settle(|entry, at| drop(entry.tokens.swap_remove(at)));
+    }
+
+    fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {
+        self.settled = true;
+        let book = BOOK.get();
+        let mut entries = book.lock();
+        // The token may be gone: refused to another chat, or left behind in a fork's parent.
+        if let Some(entry) = entries.get_mut(&self.identity) {
+            if let Some(at) = entry.tokens.iter().position(|token| token.id == self.token_id) {
+                entry.tokens[at].leased -= 1;
+                change(entry, at);
+            }
+        }
+        drop(entries);
+        book.changed.notify_all();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.settle(|_, _| ());
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The options: their names, their checks, and how their four layers make one configuration.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use once_cell::sync::{Lazy, OnceCell};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::{Map, Number, Value};
+
+use crate::error::Error;
+use crate::proxy::{self, Proxy};
+use crate::url::Url;
+
+/// The public service's address, the default `base_url` of the GPTalk protocol. Its known client
+/// is deprecated and marks the service as not working: set your own.
+pub const GPTALK_BASE_URL: &str = "https://gptalk.net";
+/// The default `base_url` of the OpenAI-compatible protocol.
+pub const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
+/// Whether the public GPTalk service works, as far as its known client tells.
+pub const GPTALK_NET_WORKS: bool = false;
+/// The models that the public GPTalk service is known for; other names are passed on as given.
+pub const GPTALK_MODELS: &[&str] = &["gpt-3.5-turbo"];
+/// The GPTalk protocol's application id.
+pub const GPTALK_APP_ID: &str = "2229";
+
+/// The name of every option, as C, the environment and the documents have it.
+pub(crate) const OPTIONS: &[&str] = &[
+    "protocol",
+    "base_url",
+    "api_key",
+    "model",
+    "temperature",
+    "max_tokens",
+    "body",
+    "header",
+    "proxy",
+    "ca_file",
+    "connect_timeout_ms",
+    "response_timeout_ms",
+    "idle_timeout_ms",
+    "timeout_ms",
+    "retries",
+    "max_reply_bytes",
+    "user_agent",
+    "app_id",
+    "fingerprint",
+];
+
+/// The wire protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// The GPTalk protocol.
+    Gptalk,
+    /// OpenAI-compatible chat completions.
+    Openai,
+}
+
+/// The trusted roots of a `ca_file`, read when the option is set.
+pub(crate) struct CaFile {
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// What the TLS layer makes of them, at the first connection that needs it.
+    pub tls: OnceCell<Arc<rustls::ClientConfig>>,
+}
+
+/// One layer of options; what is `None` is left to the next layer.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    protocol: Option<Protocol>,
+    base_url: Option<Url>,
+    api_key: Option<String>,
+    model: Option<String>,
+    temperature: Option<Number>,
+    max_tokens: Option<u64>,
+    body: Option<Map<String, Value>>,
+    headers: Vec<(String, String)>,
+    proxy: Option<Option<Proxy>>,
+    ca_file: Option<Arc<CaFile>>,
+    connect_timeout: Option<u64>,
+    response_timeout: Option<u64>,
+    idle_timeout: Option<u64>,
+    timeout: Option<u64>,
+    retries: Option<u64>,
+    max_reply_bytes: Option<u64>,
+    user_agent: Option<String>,
+    app_id: Option<String>,
+    fingerprint: Option<String>,
+}
+
+impl Options {
+    /// Sets an option by its name, or unsets it; the value is checked at once.
+    pub fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), Error> {
+        match key {
+            "protocol" => put(&mut self.protocol, value, |text| match text {
+                "gptalk" => Ok(Protocol::Gptalk),
+                "openai" => Ok(Protocol::Openai),
+                _ => Err(bad(key, text, "give gptalk or openai")),
+            }),
+            "base_url" => put(&mut self.base_url, value, |text| Url::parse(key, text)),
+            "api_key" => put(&mut self.api_key, value, |text| secret_text(key, text)),
+            "model" => put(&mut self.model, value, |text| Ok(text.to_owned())),
+            "temperature" => put(&mut self.temperature, value, |text| {
+                serde_json::from_str(text).map_err(|_| bad(key, text, "give a number such as 0.7"))
+            }),
+            "max_tokens" => put(&mut self.max_tokens, value, |text| whole(key, text)),
+            "body" => put(&mut self.body, value, |text| {
+                serde_json::from_str(text).map_err(|error| {
+                    Error::misuse(format!("body: give a JSON object ({error})"))
+                })
+            }),
+            "header" => match value {
+                Some(text) => {
+                    let header = header(text)?;
+                    self.headers.retain(|(name, _)| *name != header.0);
+                    self.headers.push(header);
+                    Ok(())
+                }
+                None => {
+                    self.headers.clear();
+                    Ok(())
+                }
+            },
+            "proxy" => put(&mut self.proxy, value, |text| match text {
+                "none" => Ok(None),
+                _ => Proxy::parse(key, text).map(Some),
+            }),
+            "ca_file" => put(&mut self.ca_file, value, |path| read_ca_file(path).map(Arc::new)),
+            "connect_timeout_ms" => put(&mut self.connect_timeout, value, |t| whole(key, t)),
+            "response_timeout_ms" => put(&mut self.response_timeout, value, |t| whole(key, t)),
+            "idle_timeout_ms" => put(&mut self.idle_timeout, value, |t| whole(key, t)),
+            "timeout_ms" => put(&mut self.timeout, value, |t| whole(key, t)),
+            "retries" => put(&mut self.retries, value, |t| whole(key, t)),
+            "max_reply_bytes" => put(&mut self.max_reply_bytes, value, |t| whole(key, t)),
+            "user_agent" => put(&mut self.user_agent, value, |text| header_text(key, text)),
+            "app_id" => put(&mut self.app_id, value, |text| header_text(key, text)),
+            "fingerprint" => put(&mut self.fingerprint, value, |text| match text {
+                "" => Err(bad(key, text, "unset it for a random one")),
+                _ => Ok(text.to_owned()),
+            }),
+            _ => Err(Error::misuse(format!(
+                "\"{key}\" is not an option; the options are {}",
+                OPTIONS.join(", ")
+            ))),
+        }
+    }
+}
+
+/// What a chat runs with: every option resolved.
+pub(crate) struct Config {
+    pub protocol: Protocol,
+    pub base_url: Url,
+    /// Whether `base_url` is the protocol's default, which is worth a word where it fails.
+    pub base_url_is_default: bool,
+    pub model: Option<String>,
+    pub temperature: Option<Number>,
+    pub body: Map<String, Value>,
+    pub headers: Vec<(String, String)>,
+    pub proxy: Option<Proxy>,
+    pub ca_file: Option<Arc<CaFile>>,
+    pub connect_timeout: Option<Duration>,
+    pub response_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub retries: u64,
+    pub max_reply_bytes: u64,
+    pub user_agent: String,
+    pub app_id: String,
+    pub fingerprint: Option<String>,
+}
+
+impl Config {
+    /// Resolves the layers: the client's, the process's, the environment's, the built-in.
+    pub fn resolve(client: &Options, process: &Options) -> Result<Config, Error> {
+        let env = environment().options.as_ref().map_err(Clone::clone)?;
+        let layers = [client, process, env];
+
+        let protocol = first(layers, |o| o.protocol).unwrap_or(Protocol::Gptalk);
+        let given = first(layers, |o| o.base_url.clone());
+        let base_url_is_default = given.is_none();
+        let base_url = match given {
+            Some(url) => url,
+            None => Url::parse(
+                "base_url",
+                match protocol {
+                    Protocol::Gptalk => GPTALK_BASE_URL,
+                    Protocol::Openai => OPENAI_BASE_URL,
+                },
+            )?,
+        };
+        if protocol == Protocol::Gptalk && base_url.query.is_some() {
+            return Err(Error::misuse(
+                "base_url: a query (?...) has no meaning in the gptalk protocol: leave it out",
+            ));
+        }
+        let proxy = match first(layers, |o| o.proxy.clone()) {
+            Some(proxy) => proxy,
+            None => proxy::from_env(&base_url, |name| environment().vars.get(name).cloned())?,
+        };
+        let headers = layers.iter().map(|o| &o.headers).find(|h| !h.is_empty());
+        let limit = |get: fn(&Options) -> Option<u64>, default: u64| {
+            let ms = first(layers, get).unwrap_or(default);
+            (ms > 0).then(|| Duration::from_millis(ms))
+        };
+        Ok(Config {
+            protocol,
+            base_url,
+            base_url_is_default,
+            model: first(layers, |o| o.model.clone()).filter(|model| !model.is_empty()),
+            temperature: first(layers, |o| o.temperature.clone()),
+            body: first(layers, |o| o.body.clone()).unwrap_or_default(),
+            headers: headers.cloned().unwrap_or_default(),
+            proxy,
+            ca_file: first(layers, |o| o.ca_file.clone()),
+            connect_timeout: limit(|o| o.connect_timeout, 10_000),
+            response_timeout: limit(|o| o.response_timeout, 300_000),
+            idle_timeout: limit(|o| o.idle_timeout, 120_000),
+            timeout: limit(|o| o.timeout, 0),
+            retries: first(layers, |o| o.retries).unwrap_or(2),
+            max_reply_bytes: first(layers, |o| o.max_reply_bytes).unwrap_or(64 << 20),
+            user_agent: first(layers, |o| o.user_agent.clone())
+                .unwrap_or_else(|| concat!("gptalk/", env!("CARGO_PKG_VERSION")).to_owned()),
+            app_id: first(layers, |o| o.app_id.clone())
+                .unwrap_or_else(|| GPTALK_APP_ID.to_owned()),
+            fingerprint: first(layers, |o| o.fingerprint.clone()),
+        })
+    }
+
+    /// The secrets of the configuration, which no error or log line may show.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let proxy = self.proxy.iter().flat_map(|proxy| &proxy.credentials);
+        let headers = self.headers.iter().filter(|(name, _)| names_a_secret(name));
+        proxy
+            .map(|(_, password)| password.as_str())
+            .chain(headers.flat_map(|(_, value)| {
+                // `Authorization: Bearer abc`: the scheme is no secret.
+                [value.as_str(), value.rsplit(' ').next().unwrap_or(value)]
+            }))
+    }
+}
+
+/// Whether a header of this name (in lower case) carries a credential.
+pub(crate) fn names_a_secret(name: &str) -> bool {
+    ["auth", "cookie", "key", "token", "secret"].iter().any(|word| name.contains(word))
+        && name != "x-auth-appid"
+}
+
+fn first<T>(layers: [&Options; 3], get: impl Fn(&Options) -> Option<T>) -> Option<T> {
+    layers.into_iter().find_map(get)
+}
+
+/// What the library knows of the environment: read once, so that a host's `setenv` in another
+/// thread can never race with it.
+struct Environment {
+    options: Result<Options, Error>,
+    vars: HashMap<String, String>,
+}
+
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: Lazy<Environment> = Lazy::new(|| {
+        let vars: HashMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| {
+                name.starts_with("GPTALK_")
+                    || name.to_ascii_lowercase().ends_with("_proxy")
+                    || matches!(name.as_str(), "SSL_CERT_FILE" | "SSL_CERT_DIR")
+            })
+            .collect();
+        let mut options = Options::default();
+        let read = OPTIONS.iter().try_for_each(|key| {
+            let name = format!("GPTALK_{}", key.to_ascii_uppercase());
+            match vars.get(&name) {
+                Some(value) if !value.is_empty() => options
+                    .set(key, Some(value))
+                    .map_err(|error| error.prefixed(format_args!("in the environment, {name}: "))),
+                _ => Ok(()),
+            }
+        });
+        Environment {
+            options: read.map(|()| options),
+            vars,
+        }
+    });
+    &ENVIRONMENT
+}
+
+/// Reads the environment now, at the library's first use.
+pub(crate) fn read_environment() {
+    environment();
+}
+
+/// `SSL_CERT_FILE` or `SSL_CERT_DIR`, as they were at the library's first use.
+pub(crate) fn environment_var(name: &str) -> Option<&'static str> {
+    environment().vars.get(name).map(String::as_str)
+}
+
+fn put<T>(
+    slot: &mut Option<T>,
+    value: Option<&str>,
+    parse: impl FnOnce(&str) -> Result<T, Error>,
+) -> Result<(), Error> {
+    *slot = value.map(parse).transpose()?;
+    Ok(())
+}
+
+fn bad(key: &str, value: &str, what_to_do: &str) -> Error {
+    let shown: String = value.chars().take(80).collect();
+    Error::misuse(format!("{key}: {shown:?} is not a value of it: {what_to_do}"))
+}
+
+fn whole(key: &str, text: &str) -> Result<u64, Error> {
+    // A hundred years of milliseconds: the limit keeps every sum of times in range.
+    match text.parse::<u64>() {
+        Ok(n) if n <= 3_155_760_000_000 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(n),
+        _ => Err(bad(key, text, "give a whole number, 0 or more")),
+    }
+}
+
+/// Text that can stand in an HTTP header.
+fn header_text(key: &str, text: &str) -> Result<String, Error> {
+    if text.bytes().all(is_header_byte) {
+        Ok(text.to_owned())
+    } else {
+        Err(bad(key, text, "a header takes printable ASCII characters alone"))
+    }
+}
+
+/// The same for a secret: the error does not show it.
+fn secret_text(key: &str, text: &str) -> Result<String, Error> {
+    if text.bytes().all(is_header_byte) {
+        Ok(text.to_owned())
+    } else {
+        Err(Error::misuse(format!(
+            "{key}: the value has a character that is not printable ASCII: is it quoted or cut?"
+        )))
+    }
+}
+
+/// Whether a byte can stand in the value of a header that we send.
+pub(crate) fn is_header_byte(byte: u8) -> bool {
+    (0x20..=0x7e).contains(&byte)
+}
+
+fn header(text: &str) -> Result<(String, String), Error> {
+    let Some((name, value)) = text.split_once(':') else {
+        return Err(Error::misuse("header: give it as \"Name: value\""));
+    };
+    let name = name.trim().to_ascii_lowercase();
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(Error::misuse(format!("header: {name:?} is not a header name")));
+    }
+    const OURS: &[&str] = &[
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    if OURS.contains(&name.as_str()) {
+        return Err(Error::misuse(format!(
+            "header: {name} is the connection's own: it cannot be set"
+        )));
+    }
+    let value = secret_text(&format!("header {name}"), value.trim())?;
+    Ok((name, value))
+}
+
+fn read_ca_file(path: &str) -> Result<CaFile, Error> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| Error::misuse(format!("ca_file: {path:?} cannot be read: {error}")))?;
+    let usable = {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(certificates.iter().cloned()).0
+    };
+    if usable == 0 {
+        return Err(Error::misuse(format!(
+            "ca_file: {path:?} holds no certificate: give a PEM file of trusted roots"
+        )));
+    }
+    Ok(CaFile {
+        certificates,
+        tls: OnceCell::new(),
+    })
+}

@@ -1,0 +1,69 @@
+//! Chat with a language model, blocking and without threads.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! gptalk::chat("Tell me a joke", |piece| {
+//!     print!("{piece}");
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok::<(), gptalk::Error>(())
+//! ```
+//!
+//! The library sends a conversation to a chat service and hands out the reply as it streams in. It
+//! starts no thread, has no runtime, installs no signal handler and prints nothing, so that it is
+//! at home inside any process. The same library speaks C: see `include/gptalk.h`.
+//!
+//! # The forms of a chat
+//!
+//! | you want | call |
+//! |---|---|
+//! | the shortest program | [`chat`] |
+//! | options of your own | [`Client::builder`], then [`Client::chat`] |
+//! | a `for` loop over the pieces | [`Client::stream`] |
+//! | the complete reply | [`Client::complete`] |
+//! | ticks, log lines, the service's events | [`Stream::next_event`] |
+//! | to stop it from another thread | [`Client::cancel_handle`] |
+//!
+//! All are the same loop over a [`Stream`]. A chat ends with a [`Reply`], or with an [`Error`] to
+//! match on by its [`kind`](Error::kind), which keeps [what had arrived](Error::reply).
+//!
+//! # Options
+//!
+//! They have one name in Rust, in C and in the environment (`GPTALK_` and the name in upper case):
+//! see [`ClientBuilder`]. Each is looked for at every chat: in the client, in the process's
+//! [defaults](set_default), in the environment as it was at the library's first use, and then
+//! built in.
+//!
+//! # Protocols
+//!
+//! The GPTalk protocol: log in, use the token for at most 5 chats or until it expires, submit the
+//! text, read the stream. Its logins are shared by all clients of the process. The public service
+//! at <https://gptalk.net> does not work as far as is known ([`GPTALK_NET_WORKS`]), so set
+//! [`base_url`](ClientBuilder::base_url).
+
+mod auth;
+mod cancel;
+mod client;
+mod config;
+mod error;
+mod ffi;
+mod message;
+mod protocol;
+mod proxy;
+mod reply;
+mod sse;
+mod stream;
+mod sys;
+mod transport;
+mod url;
+
+pub use cancel::CancelHandle;
+pub use client::{Client, ClientBuilder, chat, set_default};
+pub use config::{
+    GPTALK_APP_ID, GPTALK_BASE_URL, GPTALK_MODELS, GPTALK_NET_WORKS, OPENAI_BASE_URL, Protocol,
+};
+pub use error::{Error, ErrorKind};
+pub use message::{Conversation, Message};
+pub use reply::Reply;
+pub use stream::{Event, Stream};

@@ -1,0 +1,211 @@
+//! Conversations: what is said to a service.
+
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest conversation as JSON, in bytes.
+const MAX_JSON: usize = 64 << 20;
+
+/// One message with text for content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of any role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Message {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+
+    /// What the user says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Message::new("user", content)
+    }
+
+    /// What the model said before.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Message::new("assistant", content)
+    }
+
+    /// How the model is to behave.
+    pub fn system(content: impl Into<String>) -> Self {
+        Message::new("system", content)
+    }
+}
+
+/// A list of messages, and optionally further members of the request.
+///
+/// What every chat begins with. A `&str` is a conversation of one user message; a [`Message`] or
+/// a list of them is one, and so is JSON through [`Conversation::from_json`].
+///
+/// ```
+/// use gptalk::{Conversation, Message};
+///
+/// let mut talk = Conversation::from("Tell me a joke");
+/// talk.push(Message::assistant("Knock, knock."));
+/// talk.push(Message::user("Who's there?"));
+/// assert_eq!(Conversation::from_json(&talk.to_json())?.len(), 3);
+/// # Ok::<(), gptalk::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// Objects, each with a role.
+    messages: Vec<Value>,
+    /// Members of the request besides `messages`.
+    members: Map<String, Value>,
+}
+
+impl Conversation {
+    /// An empty conversation, to be pushed on.
+    pub fn new() -> Self {
+        Conversation::default()
+    }
+
+    /// Reads an array of messages, or an object with the member `messages` and whatever else the
+    /// request is to have: `{"messages": [...], "temperature": 0.7}`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] says what is wrong and where; [`ErrorKind::Limit`] above 64 MiB.
+    pub fn from_json(json: &str) -> Result<Self, Error> {
+        if json.len() > MAX_JSON {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("the messages are {} bytes of JSON, more than 64 MiB", json.len()),
+            ));
+        }
+        let value = serde_json::from_str(json)
+            .map_err(|error| Error::misuse(format!("the messages are not valid JSON: {error}")))?;
+        let (messages, members) = match value {
+            Value::Array(messages) => (messages, Map::new()),
+            Value::Object(mut members) => match members.shift_remove("messages") {
+                Some(Value::Array(messages)) => (messages, members),
+                _ => {
+                    return Err(Error::misuse(
+                        "the request object has no member \"messages\" that is an array",
+                    ));
+                }
+            },
+            _ => {
+                return Err(Error::misuse(
+                    "the messages are neither a JSON array nor an object with \"messages\"",
+                ));
+            }
+        };
+        for (at, message) in messages.iter().enumerate() {
+            check(message).map_err(|why| Error::misuse(format!("messages[{at}]: {why}")))?;
+        }
+        Ok(Conversation { messages, members })
+    }
+
+    /// The messages as a JSON array, or the whole request object where it has further members.
+    pub fn to_json(&self) -> String {
+        if self.members.is_empty() {
+            return Value::Array(self.messages.clone()).to_string();
+        }
+        let mut request = self.members.clone();
+        request.insert("messages".into(), self.messages.clone().into());
+        Value::Object(request).to_string()
+    }
+
+    /// Adds a message at the end.
+    pub fn push(&mut self, message: Message) {
+        self.messages.push(json!({"role": message.role, "content": message.content}));
+    }
+
+    /// Adds a message given as JSON, such as [`Reply::message`](crate::Reply::message).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] where it is no object with a role.
+    pub fn push_json(&mut self, message: Value) -> Result<(), Error> {
+        check(&message).map_err(Error::misuse)?;
+        self.messages.push(message);
+        Ok(())
+    }
+
+    /// How many messages it has.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether it has no message yet. Such a conversation cannot be sent.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    pub(crate) fn members(&self) -> &Map<String, Value> {
+        &self.members
+    }
+
+    /// Role and content of each message, in order.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.messages.iter().map(|message| {
+            let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+            (role, message.get("content").unwrap_or(&Value::Null))
+        })
+    }
+
+}
+
+fn check(message: &Value) -> Result<(), &'static str> {
+    match message.as_object().map(|message| message.get("role")) {
+        None => Err("a message is a JSON object with \"role\" and \"content\""),
+        Some(Some(Value::String(role))) if !role.is_empty() => Ok(()),
+        Some(_) => Err("the message has no \"role\" (\"system\", \"user\", \"assistant\")"),
+    }
+}
+
+impl fmt::Display for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_json())
+    }
+}
+
+impl From<Message> for Conversation {
+    fn from(message: Message) -> Self {
+        Conversation::from([message].as_slice())
+    }
+}
+
+impl From<&[Message]> for Conversation {
+    fn from(messages: &[Message]) -> Self {
+        messages.iter().cloned().collect()
+    }
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        messages.into_iter().collect()
+    }
+}
+
+impl From<&str> for Conversation {
+    fn from(text: &str) -> Self {
+        Message::user(text).into()
+    }
+}
+
+impl From<&Conversation> for Conversation {
+    fn from(conversation: &Conversation) -> Self {
+        conversation.clone()
+    }
+}
+
+impl FromIterator<Message> for Conversation {
+    fn from_iter<I: IntoIterator<Item = Message>>(messages: I) -> Self {
+        let mut conversation = Conversation::new();
+        messages.into_iter().for_each(|message| conversation.push(message));
+        conversation
+    }
+}

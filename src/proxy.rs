@@ -1,0 +1,144 @@
+//! Which proxy serves a host: the `proxy` option, and the environment as curl reads it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use percent_encoding::percent_decode_str;
+
+use crate::error::Error;
+use crate::url::{Url, bracketed, is_loopback_host, split_port};
+
+/// How to speak to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ProxyScheme {
+    /// `CONNECT` over plain TCP.
+    Http,
+    /// `CONNECT` over TLS.
+    Https,
+    /// SOCKS5, names resolved here.
+    Socks5,
+    /// SOCKS5, names resolved by the proxy.
+    Socks5h,
+}
+
+/// A proxy's address and its credentials.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Proxy {
+    pub scheme: ProxyScheme,
+    pub host: String,
+    pub port: u16,
+    /// User name and password, percent-decoded.
+    pub credentials: Option<(String, String)>,
+}
+
+impl Proxy {
+    /// Reads `scheme://[user:password@]host[:port]`; without a scheme it is `http`, as in curl.
+    /// `option` is what the error calls it; the error never shows the URL, for it may hold a
+    /// password.
+    pub fn parse(option: &str, text: &str) -> Result<Proxy, Error> {
+        let bad = |why: &str| {
+            Error::misuse(format!(
+                "{option}: {why}; give http://, https://, socks5:// or socks5h:// and a host, \
+                 or \"none\" to connect directly"
+            ))
+        };
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
+            "http" => (ProxyScheme::Http, 80),
+            "https" => (ProxyScheme::Https, 443),
+            "socks5" => (ProxyScheme::Socks5, 1080),
+            "socks5h" => (ProxyScheme::Socks5h, 1080),
+            other => return Err(bad(&format!("the scheme \"{other}\" is not supported"))),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (user_info, authority) = match rest.rsplit_once('@') {
+            Some((user_info, authority)) => (Some(user_info), authority),
+            None => (None, rest),
+        };
+        let (host, port) = split_port(authority).map_err(|why| bad(&why))?;
+        let credentials = user_info
+            .map(|info| {
+                let (user, password) = info.split_once(':').unwrap_or((info, ""));
+                let decode = |part: &str| Some(percent_decode_str(part).decode_utf8().ok()?.into());
+                Some((decode(user)?, decode(password)?))
+            })
+            .map(|decoded| {
+                decoded
+                    .filter(|(user, password): &(String, String)| {
+                        // SOCKS5 (RFC 1929) counts each in one byte; a header takes no controls.
+                        let fits = |part: &str| part.len() <= 255 && !part.contains(char::is_control);
+                        fits(user) && fits(password)
+                    })
+                    .ok_or_else(|| bad("the user name or password is too long or not text"))
+            })
+            .transpose()?;
+        Ok(Proxy {
+            scheme,
+            host,
+            port: port.unwrap_or(default_port),
+            credentials,
+        })
+    }
+}
+
+/// `host:port`, without credentials.
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", bracketed(&self.host), self.port)
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({:?} {self})", self.scheme)
+    }
+}
+
+/// The environment's proxy for a URL, as curl reads it: `http_proxy` in lower case only (a CGI
+/// program's `HTTP_PROXY` is a request header), the others in both cases, lower case first;
+/// `no_proxy` heeded; never for loopback.
+pub(crate) fn from_env(
+    url: &Url,
+    var: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Proxy>, Error> {
+    if is_loopback_host(&url.host) {
+        return Ok(None);
+    }
+    let names: &[&str] = if url.https {
+        &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
+    } else {
+        &["http_proxy", "all_proxy", "ALL_PROXY"]
+    };
+    let found = |names: &[&'static str]| {
+        names
+            .iter()
+            .find_map(|name| Some((*name, var(name).filter(|value| !value.is_empty())?)))
+    };
+    let Some((name, value)) = found(names) else {
+        return Ok(None);
+    };
+    if found(&["no_proxy", "NO_PROXY"]).is_some_and(|(_, list)| is_exempt(url, &list)) {
+        return Ok(None);
+    }
+    Proxy::parse(name, &value).map(Some)
+}
+
+/// Whether a `no_proxy` list names the URL's host: `*`, the host itself or a parent domain, with
+/// or without a leading dot; an entry with a port counts for that port alone.
+fn is_exempt(url: &Url, list: &str) -> bool {
+    list.split([',', ' ', '\t']).filter(|e| !e.is_empty()).any(|entry| {
+        if entry == "*" {
+            return true;
+        }
+        let Ok((name, port)) = split_port(entry.trim_start_matches('.')).or_else(|_| {
+            // A bare IPv6 address has colons and no brackets.
+            entry.parse::<IpAddr>().map(|ip| (ip.to_string(), None))
+        }) else {
+            return false;
+        };
+        port.is_none_or(|port| port == url.port)
+            && url.host.strip_suffix(&name).is_some_and(|head| {
+                head.is_empty() || (head.ends_with('.') && name.parse::<IpAddr>().is_err())
+            })
+    })
+}

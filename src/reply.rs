@@ -1,0 +1,48 @@
+//! What a chat brought.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// The outcome of a chat: the reply's text and all that is known about it.
+///
+/// `None` means that the service did not report it. The GPTalk protocol reports neither
+/// `finish_reason`, `usage`, `model` nor `request_id`.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Reply {
+    /// The reply's text. Where the service [rewrote](Reply::rewritten) earlier text, this is the
+    /// final text, not the pieces joined.
+    pub text: String,
+    /// A reasoning model's thoughts.
+    pub reasoning: String,
+    /// Whether the service changed text that had been delivered already.
+    pub rewritten: bool,
+    /// Why the model stopped, in the service's words: `stop`, `length`, `tool_calls`.
+    pub finish_reason: Option<String>,
+    /// Token counts, as the service's JSON.
+    pub usage: Option<Value>,
+    /// The model that answered, as the service names it.
+    pub model: Option<String>,
+    /// The service's own name for this exchange.
+    pub request_id: Option<String>,
+    /// The URL of the last request, without its query.
+    pub url: Option<String>,
+    /// The HTTP status of the last answer.
+    pub http_status: Option<u16>,
+    /// How many times the chat was tried: 1 and the retries.
+    pub attempts: u32,
+    /// How many pieces of text were delivered.
+    pub pieces: u64,
+    /// From the start of the chat to the first piece of text.
+    pub first_text: Option<Duration>,
+    /// From the start of the chat to its end.
+    pub duration: Duration,
+}
+
+impl Reply {
+    /// The assistant's message as JSON, ready to be pushed on the conversation.
+    pub fn message(&self) -> Value {
+        json!({"role": "assistant", "content": self.text})
+    }
+}

@@ -1,0 +1,86 @@
+//! Bytes in, lines out: the line discipline of event streams.
+//!
+//! A line ends with LF, CR or CRLF, which may be split over two reads; a byte order mark is
+//! dropped once, at the start. Knows nothing of HTTP, JSON or chats.
+//! Source: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
+
+/// The longest line that is gathered, in bytes.
+pub(crate) const MAX_LINE: usize = 16 << 20;
+
+/// A line is longer than [`MAX_LINE`].
+#[derive(Debug)]
+pub(crate) struct LineTooLong;
+
+/// Finds the lines in a stream of bytes that arrives in parts.
+///
+/// ```text
+/// next(part) ──▶ Some(line)   call again with what is left of the part
+///            └─▶ None         the part is used up: its unfinished line is kept
+/// rest()     ──▶ the last line, which has no line end
+/// ```
+#[derive(Default)]
+pub(crate) struct Lines {
+    /// The beginning of a line whose end has not come.
+    partial: Vec<u8>,
+    /// The line handed out was in `partial`: forget it at the next call.
+    handed_out: bool,
+    /// The last line ended with CR: a LF that follows belongs to it.
+    after_cr: bool,
+    /// A first line has begun: a byte order mark is now text.
+    begun: bool,
+}
+
+impl Lines {
+    /// The next whole line, without its end; takes what it used off `part`.
+    pub fn next<'a>(&'a mut self, part: &mut &'a [u8]) -> Result<Option<&'a [u8]>, LineTooLong> {
+        if std::mem::take(&mut self.handed_out) {
+            self.partial.clear();
+        }
+        if self.after_cr && !part.is_empty() {
+            self.after_cr = false;
+            *part = part.strip_prefix(b"\n").unwrap_or(part);
+        }
+        let end = memchr::memchr2(b'\n', b'\r', part);
+        if self.partial.len() + end.unwrap_or(part.len()) > MAX_LINE {
+            return Err(LineTooLong);
+        }
+        let Some(end) = end else {
+            self.partial.extend_from_slice(part);
+            *part = &[];
+            return Ok(None);
+        };
+        self.after_cr = part[end] == b'\r';
+        let (head, tail) = (&part[..end], &part[end + 1..]);
+        *part = tail;
+        let line = if self.partial.is_empty() {
+            head
+        } else {
+            self.partial.extend_from_slice(head);
+            self.handed_out = true;
+            &self.partial
+        };
+        Ok(Some(without_bom(line, &mut self.begun)))
+    }
+
+    /// What stands behind the last line end.
+    pub fn rest(&mut self) -> &[u8] {
+        if std::mem::take(&mut self.handed_out) {
+            self.partial.clear();
+        }
+        without_bom(&self.partial, &mut self.begun)
+    }
+}
+
+fn without_bom<'a>(line: &'a [u8], begun: &mut bool) -> &'a [u8] {
+    if std::mem::replace(begun, true) {
+        line
+    } else {
+        line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line)
+    }
+}
+
+/// The value of a `data` field: what follows `data:` and its one optional space.
+pub(crate) fn data(line: &[u8]) -> Option<&[u8]> {
+    let value = line.strip_prefix(b"data:")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}

@@ -1,0 +1,364 @@
+//! A chat that runs: tries and waits, ticks and cancels, around the steps of a protocol.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cancel::{CancelHandle, Gate, Running};
+use crate::config::{Config, GPTALK_BASE_URL};
+use crate::error::{Error, ErrorKind};
+use crate::protocol::{Out, Step, gptalk};
+use crate::reply::Reply;
+use crate::transport::SLICE;
+
+/// How often a tick comes while a chat waits.
+const TICK: Duration = Duration::from_millis(100);
+/// The wait before the first retry, which doubles at each one more, up to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+
+/// What [`Stream::next_event`] brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// New text of the reply.
+    Text(&'a str),
+    /// New text of a reasoning model's thoughts.
+    Reasoning(&'a str),
+    /// An event of the service as it came, in JSON; only [`with_events`](Stream::with_events).
+    Json(&'a str),
+    /// A line that says what the library does, without secrets; only
+    /// [`with_log`](Stream::with_log).
+    Log(&'a str),
+    /// The chat waits on the network; about every 100 ms.
+    Tick,
+}
+
+/// A reply as it streams in: a blocking iterator over its pieces of text.
+///
+/// It runs on the thread that pulls, and only while that pulls. Dropping it cancels the chat and
+/// closes its connection.
+///
+/// ```no_run
+/// for piece in gptalk::Client::new().stream("Tell me a joke")? {
+///     print!("{}", piece?);
+/// }
+/// # Ok::<(), gptalk::Error>(())
+/// ```
+pub struct Stream {
+    chat: gptalk::Chat,
+    config: Arc<Config>,
+    gate: Arc<Gate>,
+    running: Running,
+    reply: Reply,
+    out: Out,
+    /// What the last call handed out; cleared at the next.
+    shown: Shown,
+    phase: Phase,
+    started: Instant,
+    last_tick: Instant,
+    total: Option<Instant>,
+    outcome: Option<Error>,
+    /// The iterator has reported the error.
+    reported: bool,
+}
+
+enum Phase {
+    Running,
+    /// Waiting for the next try, until then.
+    Waiting(Instant),
+    /// The end, once what is in `out` has been handed out.
+    Ending(Result<(), Error>),
+    Over,
+}
+
+#[derive(Clone, Copy)]
+enum Shown {
+    Nothing,
+    Text,
+    Reasoning,
+    Json,
+    Log,
+    Tick,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        chat: gptalk::Chat,
+        config: Arc<Config>,
+        gate: Arc<Gate>,
+        started: Instant,
+        total: Option<Instant>,
+    ) -> Stream {
+        let mut out = Out::default();
+        config.secrets().for_each(|secret| out.add_secret(secret));
+        Stream {
+            chat,
+            config,
+            running: Running::new(gate.clone()),
+            gate,
+            reply: Reply {
+                attempts: 1,
+                ..Reply::default()
+            },
+            out,
+            shown: Shown::Nothing,
+            phase: Phase::Running,
+            started,
+            last_tick: started,
+            total,
+            outcome: None,
+            reported: false,
+        }
+    }
+
+    /// Brings [`Event::Json`] too.
+    pub fn with_events(mut self) -> Self {
+        self.out.wants_events = true;
+        self
+    }
+
+    /// Brings [`Event::Log`] too.
+    pub fn with_log(mut self) -> Self {
+        self.out.wants_log = true;
+        self
+    }
+
+    /// Cancels this chat, and the others that run on the same client.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle(self.gate.clone())
+    }
+
+    /// The reply so far; whole when [`next_event`](Stream::next_event) has returned `None`.
+    pub fn reply(&self) -> &Reply {
+        &self.reply
+    }
+
+    /// Why the chat failed, once it has.
+    pub fn error(&self) -> Option<&Error> {
+        self.outcome.as_ref()
+    }
+
+    /// The next thing that happens; `None` at the end, of which [`finish`](Stream::finish) and
+    /// [`error`](Stream::error) tell how it came. Blocks for about 100 ms at most.
+    pub fn next_event(&mut self) -> Option<Event<'_>> {
+        self.shown = match self.shown {
+            Shown::Nothing => self.pull(),
+            _ => {
+                self.clear_shown();
+                self.chat.unpark();
+                self.pull()
+            }
+        };
+        match self.shown {
+            Shown::Nothing => return None,
+            // The caller may take its time.
+            _ => self.chat.park(),
+        }
+        Some(match self.shown {
+            Shown::Text => Event::Text(&self.out.text),
+            Shown::Reasoning => Event::Reasoning(&self.out.reasoning),
+            Shown::Json => Event::Json(&self.out.event),
+            Shown::Log => Event::Log(self.out.log.front().map_or("", String::as_str)),
+            Shown::Tick | Shown::Nothing => Event::Tick,
+        })
+    }
+
+    /// Reads the reply to its end.
+    ///
+    /// # Errors
+    ///
+    /// Why the chat failed; what had arrived is at [`Error::reply`].
+    pub fn finish(mut self) -> Result<Reply, Error> {
+        while self.next_event().is_some() {}
+        match self.outcome.take() {
+            Some(error) => Err(error.with_reply(std::mem::take(&mut self.reply))),
+            None => Ok(std::mem::take(&mut self.reply)),
+        }
+    }
+
+    /// Ends the chat now, as [`CancelHandle::cancel`] does, and says how it ended.
+    pub(crate) fn cancel(&mut self) {
+        if !matches!(self.phase, Phase::Over) {
+            self.end(Err(cancelled()));
+        }
+    }
+
+    fn clear_shown(&mut self) {
+        match self.shown {
+            Shown::Text => self.out.text.clear(),
+            Shown::Reasoning => self.out.reasoning.clear(),
+            Shown::Json => self.out.event.clear(),
+            Shown::Log => drop(self.out.log.pop_front()),
+            Shown::Tick | Shown::Nothing => {}
+        }
+    }
+
+    fn pull(&mut self) -> Shown {
+        loop {
+            let ready = self.ready();
+            if !matches!(ready, Shown::Nothing) {
+                return ready;
+            }
+            match std::mem::replace(&mut self.phase, Phase::Running) {
+                Phase::Over => {
+                    self.phase = Phase::Over;
+                    return Shown::Nothing;
+                }
+                Phase::Ending(result) => {
+                    self.end(result);
+                    continue;
+                }
+                _ if self.running.is_cancelled() => {
+                    self.phase = Phase::Ending(Err(cancelled()));
+                    continue;
+                }
+                Phase::Running => match self.chat.advance(&mut self.reply, &mut self.out) {
+                    Ok(Step::Progress) => continue,
+                    Ok(Step::Done) => {
+                        self.phase = Phase::Ending(Ok(()));
+                        continue;
+                    }
+                    Err(error) => {
+                        self.phase = self.failed(error);
+                        continue;
+                    }
+                    Ok(Step::Pending) => {}
+                },
+                Phase::Waiting(until) => {
+                    let now = Instant::now();
+                    if now >= until {
+                        self.reply.attempts += 1;
+                        self.chat.restart();
+                        continue;
+                    }
+                    std::thread::sleep(SLICE.min(until - now));
+                    self.phase = Phase::Waiting(until);
+                }
+            }
+            if self.last_tick.elapsed() >= TICK {
+                self.last_tick = Instant::now();
+                return Shown::Tick;
+            }
+        }
+    }
+
+    /// What is there to be handed out: log lines first, then the event, then what is in it.
+    fn ready(&mut self) -> Shown {
+        if !self.out.log.is_empty() {
+            Shown::Log
+        } else if !self.out.event.is_empty() {
+            Shown::Json
+        } else if !self.out.reasoning.is_empty() {
+            Shown::Reasoning
+        } else if !self.out.text.is_empty() {
+            self.reply.pieces += 1;
+            self.reply.first_text.get_or_insert_with(|| self.started.elapsed());
+            Shown::Text
+        } else {
+            Shown::Nothing
+        }
+    }
+
+    /// What follows a failed try: a wait for the next one, or the end.
+    fn failed(&mut self, error: Error) -> Phase {
+        let tried = u64::from(self.reply.attempts);
+        let is_last = tried > self.config.retries;
+        let delivered = self.reply.pieces > 0 || !self.out.text.is_empty();
+        if is_last || delivered || !is_worth_a_retry(&error) {
+            return Phase::Ending(Err(error));
+        }
+        let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
+        let until = Instant::now() + wait;
+        if self.total.is_some_and(|total| until >= total) {
+            return Phase::Ending(Err(error));
+        }
+        self.out.note(|| format!("try {tried} failed, the next in {} ms: {error}", wait.as_millis()));
+        Phase::Waiting(until)
+    }
+
+    fn end(&mut self, result: Result<(), Error>) {
+        self.phase = Phase::Over;
+        self.reply.duration = self.started.elapsed();
+        // A cancel that found the chat running has its effect, be it at the very end.
+        let result = match self.running.end() {
+            true => result.and(Err(cancelled())),
+            false => result,
+        };
+        if let Err(mut error) = result {
+            error.redact(|text| self.out.redact(text));
+            self.outcome = Some(self.hint(error));
+        }
+        // The connection goes now, not when the caller drops what it may keep.
+        self.chat.stop();
+    }
+
+    /// A chat with the default service fails: says what is known of it.
+    fn hint(&self, error: Error) -> Error {
+        let is_theirs = matches!(
+            error.kind(),
+            ErrorKind::Network
+                | ErrorKind::Tls
+                | ErrorKind::Timeout
+                | ErrorKind::Auth
+                | ErrorKind::Request
+                | ErrorKind::Server
+                | ErrorKind::Protocol
+        );
+        if self.config.base_url_is_default && is_theirs {
+            return error.hinted(&format!(
+                "; the public service {GPTALK_BASE_URL} is known not to work: set base_url \
+                 (GPTALK_BASE_URL) to a service of your own"
+            ));
+        }
+        error
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the chat was cancelled")
+}
+
+/// Whether the same chat may go well in a moment, and cannot happen twice by trying.
+fn is_worth_a_retry(error: &Error) -> bool {
+    match error.http_status() {
+        Some(_) => error.is_retryable(),
+        // Before a byte was sent; but a time limit is not given out again and again.
+        None => error.is_unsent() && error.kind() == ErrorKind::Network,
+    }
+}
+
+/// Half a second, doubled at each retry up to eight seconds; a quarter of it at random, so that
+/// clients that failed together do not come back together.
+fn backoff(tried: u64) -> Duration {
+    let doublings = tried.saturating_sub(1).min(4) as u32;
+    let wait = (FIRST_WAIT * 2_u32.pow(doublings)).min(LONGEST_WAIT);
+    let mut random = [0];
+    // Without a random number the wait is the longest.
+    let _ = getrandom::fill(&mut random);
+    wait - wait / 4 * u32::from(random[0]) / 256
+}
+
+impl Iterator for Stream {
+    type Item = Result<String, Error>;
+
+    /// The next piece of text; an error once, at the end.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_event() {
+                Some(Event::Text(text)) => return Some(Ok(text.to_owned())),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        if std::mem::replace(&mut self.reported, true) {
+            return None;
+        }
+        self.outcome.clone().map(|error| Err(error.with_reply(self.reply.clone())))
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("reply", &self.reply).finish_non_exhaustive()
+    }
+}

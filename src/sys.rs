@@ -1,0 +1,119 @@
+//! The operating system, where `std` does not reach: `poll`, a look at a socket, and `fork`.
+//!
+//! With `ffi` this is the FFI part of the crate, the only one with `unsafe`: there C calls us,
+//! here we call C. What is particular to a system stands here alone.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use once_cell::sync::OnceCell;
+
+/// Waits until the socket can be read or written; `false` when the time is up or a signal came.
+#[cfg(unix)]
+fn wait(stream: &TcpStream, events: libc::c_short, limit: Duration) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    let mut entry = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    let ms = limit.as_millis().min(60_000) as libc::c_int;
+    // SAFETY: `entry` is one valid pollfd, which `poll` only writes during the call, and
+    // `stream` keeps its descriptor open meanwhile.
+    match unsafe { libc::poll(&mut entry, 1, ms) } {
+        -1 => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+        ready => Ok(ready > 0),
+    }
+}
+
+/// Waits until a connect has ended, well or not; `false` when the time is up or a signal came.
+#[cfg(unix)]
+pub(crate) fn wait_writable(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
+    wait(stream, libc::POLLOUT, limit)
+}
+
+/// Waits until there is something to read, be it the end; `false` when there is not.
+#[cfg(unix)]
+pub(crate) fn wait_readable(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
+    wait(stream, libc::POLLIN, limit)
+}
+
+// Elsewhere `std` has no `poll`: a connect is given a slice and asked for its outcome, and a
+// socket is looked at without waiting.
+#[cfg(not(unix))]
+pub(crate) fn wait_writable(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
+    std::thread::sleep(limit.min(Duration::from_millis(5)));
+    Ok(stream.take_error()?.is_some() || stream.peer_addr().is_ok())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn wait_readable(stream: &TcpStream, _limit: Duration) -> io::Result<bool> {
+    stream.set_nonblocking(true)?;
+    let seen = stream.peek(&mut [0]);
+    stream.set_nonblocking(false)?;
+    Ok(!matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock))
+}
+
+/// How often this process is the child of a fork since the library's first use.
+#[cfg(unix)]
+fn fork_count() -> u32 {
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static FORKS: AtomicU32 = AtomicU32::new(0);
+    static WATCH: Once = Once::new();
+
+    extern "C" fn in_the_child() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    WATCH.call_once(|| {
+        // SAFETY: the handler is a plain function that only adds to an atomic, which is allowed
+        // in the child of a threaded process; the shared object is never unloaded (NODELETE).
+        // Where registering fails, for want of memory, a fork goes unnoticed.
+        unsafe { libc::pthread_atfork(None, None, Some(in_the_child)) };
+    });
+    FORKS.load(Ordering::Relaxed)
+}
+
+#[cfg(not(unix))]
+fn fork_count() -> u32 {
+    0
+}
+
+/// A value that the child of a fork does not share with its parent: it finds a new one.
+///
+/// The parent's value may hold sockets that both would write to, and locks whose owner, another
+/// thread, does not exist in the child; so the child never touches it.
+pub(crate) struct PerProcess<T> {
+    forks: u32,
+    value: T,
+    in_child: OnceCell<Box<PerProcess<T>>>,
+}
+
+impl<T: Default> PerProcess<T> {
+    pub fn get(&self) -> &T {
+        let forks = fork_count();
+        let mut cell = self;
+        while cell.forks != forks {
+            cell = cell.in_child.get_or_init(Box::default);
+        }
+        &cell.value
+    }
+}
+
+impl<T: Default> Default for PerProcess<T> {
+    fn default() -> Self {
+        PerProcess {
+            forks: fork_count(),
+            value: T::default(),
+            in_child: OnceCell::new(),
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Opening a connection, in steps: resolve, TCP to one address after another, TLS to the proxy,
+//! the tunnel through it, TLS to the service.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::pool::Route;
+use super::tunnel::{self, Say, Tunnel};
+use super::wire::{Io, Pump, Tls, Wire};
+use super::{Limits, SLICE, is_not_yet, timeout, tls};
+use crate::error::{Error, ErrorKind};
+use crate::proxy::ProxyScheme;
+use crate::sys;
+
+/// A connection being opened.
+pub(super) struct Connecting {
+    route: Arc<Route>,
+    limit: Option<Duration>,
+    /// Counted from the end of the name resolution.
+    deadline: Option<Instant>,
+    /// What the proxy is asked for.
+    target: String,
+    step: Step,
+}
+
+enum Step {
+    Resolve,
+    Tcp(Attempts),
+    ProxyTls(Box<Tls>),
+    Tunnel(Box<Wire>, Tunnel),
+    Tls(Box<Tls>),
+    /// Failed or handed out.
+    Over,
+}
+
+/// The addresses of a host, tried one after the other.
+struct Attempts {
+    /// The next one last.
+    rest: Vec<SocketAddr>,
+    current: Option<Attempt>,
+    failure: Option<(SocketAddr, io::Error)>,
+}
+
+struct Attempt {
+    addr: SocketAddr,
+    stream: TcpStream,
+    deadline: Option<Instant>,
+}
+
+impl Connecting {
+    pub fn new(route: Arc<Route>, limits: &Limits) -> Connecting {
+        Connecting {
+            target: route.host.clone(),
+            route,
+            limit: limits.connect,
+            deadline: None,
+            step: Step::Resolve,
+        }
+    }
+
+    /// One step; `None`: nothing yet. An error is from before the request: nothing was sent.
+    pub fn advance(&mut self) -> Result<Option<Wire>, Error> {
+        let result = self.step();
+        if result.is_err() {
+            self.step = Step::Over;
+        }
+        result.map_err(Error::with_unsent)
+    }
+
+    fn step(&mut self) -> Result<Option<Wire>, Error> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(self.timed_out());
+        }
+        match std::mem::replace(&mut self.step, Step::Over) {
+            Step::Resolve => {
+                self.step = Step::Tcp(self.resolve()?);
+                self.deadline = self.limit.map(|limit| Instant::now() + limit);
+            }
+            Step::Tcp(mut attempts) => match attempts.advance(self.deadline) {
+                Ok(Some(stream)) => return self.connected(stream),
+                Ok(None) => self.step = Step::Tcp(attempts),
+                Err((addr, error)) => return Err(self.refused(addr, &error)),
+            },
+            Step::ProxyTls(mut tls) => match tls.handshake() {
+                Ok(true) => self.begin_tunnel(Io::Tls(tls)),
+                Err(error) if !is_not_yet(&error) => {
+                    return Err(self.proxy_failed(&format!("TLS: {}", tls::reason(&error))));
+                }
+                _ => self.step = Step::ProxyTls(tls),
+            },
+            Step::Tunnel(wire, tunnel) => return self.tunnel(wire, tunnel),
+            Step::Tls(mut tls) => match tls.handshake() {
+                Ok(true) => return Ok(Some(Wire::new(Io::Tls(tls), self.route.clone()))),
+                Err(error) if !is_not_yet(&error) => {
+                    return Err(Error::new(
+                        ErrorKind::Tls,
+                        format!("no TLS connection to {}: {}", self.peer(), tls::reason(&error)),
+                    ));
+                }
+                _ => self.step = Step::Tls(tls),
+            },
+            Step::Over => {
+                return Err(Error::new(ErrorKind::Internal, "a connection that failed was used"));
+            }
+        }
+        Ok(None)
+    }
+
+    fn resolve(&mut self) -> Result<Attempts, Error> {
+        let (host, port) = match &self.route.proxy {
+            Some(proxy) => {
+                if tunnel::resolves_here(proxy) {
+                    let addrs = lookup(&self.route.host, self.route.port)?;
+                    self.target = tunnel::host_of(addrs[0]);
+                }
+                (&proxy.host, proxy.port)
+            }
+            None => (&self.route.host, self.route.port),
+        };
+        let mut rest = lookup(host, port)?;
+        rest.reverse();
+        Ok(Attempts {
+            rest,
+            current: None,
+            failure: None,
+        })
+    }
+
+    /// TCP stands: what comes on top of it.
+    fn connected(&mut self, stream: TcpStream) -> Result<Option<Wire>, Error> {
+        let io = Io::Tcp(stream);
+        match &self.route.proxy {
+            None => self.secured(io),
+            Some(proxy) if proxy.scheme == ProxyScheme::Https => {
+                let tls = tls::wrap(io, &proxy.host, self.route.ca_file.as_ref())?;
+                self.step = Step::ProxyTls(Box::new(tls));
+                Ok(None)
+            }
+            Some(_) => {
+                self.begin_tunnel(io);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The way to the service stands: TLS where it wants it.
+    fn secured(&mut self, io: Io) -> Result<Option<Wire>, Error> {
+        if !self.route.https {
+            return Ok(Some(Wire::new(io, self.route.clone())));
+        }
+        let tls = tls::wrap(io, &self.route.host, self.route.ca_file.as_ref())?;
+        self.step = Step::Tls(Box::new(tls));
+        Ok(None)
+    }
+
+    fn begin_tunnel(&mut self, io: Io) {
+        if let Some(proxy) = self.route.proxy.clone() {
+            let tunnel = Tunnel::new(proxy, self.target.clone(), self.route.port);
+            let wire = Wire::new(io, self.route.clone());
+            self.step = Step::Tunnel(Box::new(wire), tunnel);
+        }
+    }
+
+    fn tunnel(&mut self, mut wire: Box<Wire>, mut tunnel: Tunnel) -> Result<Option<Wire>, Error> {
+        match tunnel.next(wire.input.unread()).map_err(|why| self.proxy_failed(&why))? {
+            Say::Done(used) => {
+                wire.input.consume(used);
+                // The service speaks after us: bytes that are here already are not its own.
+                if !wire.input.unread().is_empty() {
+                    return Err(self.proxy_failed("sent more than its answer"));
+                }
+                return self.secured(wire.io);
+            }
+            Say::Bytes(used, bytes) => {
+                wire.input.consume(used);
+                wire.output.extend_from_slice(&bytes);
+            }
+            Say::More => {}
+        }
+        match wire.pump() {
+            Pump::Data | Pump::Pending => {}
+            Pump::Ended => return Err(self.proxy_failed("closed the connection")),
+            Pump::Failed(error) => return Err(self.proxy_failed(&error.to_string())),
+        }
+        self.step = Step::Tunnel(wire, tunnel);
+        Ok(None)
+    }
+
+    /// Who is on the other end, for an error.
+    fn peer(&self) -> String {
+        let host = crate::url::bracketed(&self.route.host);
+        match &self.route.proxy {
+            Some(proxy) => format!("{host}:{} (proxy {proxy})", self.route.port),
+            None => format!("{host}:{}", self.route.port),
+        }
+    }
+
+    fn refused(&self, addr: SocketAddr, error: &io::Error) -> Error {
+        if self.route.proxy.is_some() {
+            return self.proxy_failed(&format!("cannot be reached: {}", words(error)));
+        }
+        if error.kind() == io::ErrorKind::TimedOut {
+            return self.timed_out();
+        }
+        Error::new(
+            ErrorKind::Network,
+            format!(
+                "no connection to {} ({addr}): {}; is the service running there?",
+                self.peer(),
+                words(error)
+            ),
+        )
+        .with_code("connect")
+    }
+
+    fn proxy_failed(&self, why: &str) -> Error {
+        let proxy = self.route.proxy.as_ref().map(ToString::to_string).unwrap_or_default();
+        Error::new(
+            ErrorKind::Network,
+            format!("the proxy {proxy} {why}, on the way to {}", self.peer()),
+        )
+        .with_code("proxy")
+    }
+
+    fn timed_out(&self) -> Error {
+        let limit = self.limit.unwrap_or_default().as_millis();
+        timeout(
+            "connect_timeout",
+            format!("no connection to {} within {limit} ms (connect_timeout_ms)", self.peer()),
+        )
+    }
+}
+
+impl Attempts {
+    /// One step; an error where every address has failed.
+    fn advance(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<TcpStream>, (SocketAddr, io::Error)> {
+        if let Some(attempt) = self.current.take() {
+            match attempt.outcome() {
+                Ok(true) => return Ok(Some(attempt.stream)),
+                Ok(false) => self.current = Some(attempt),
+                Err(error) => self.failure = Some((attempt.addr, error)),
+            }
+        } else if let Some(addr) = self.rest.pop() {
+            // The last address has all the time that is left, one before it half of that.
+            let now = Instant::now();
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let share = left.map(|left| now + if self.rest.is_empty() { left } else { left / 2 });
+            match begin(addr) {
+                Ok(stream) => {
+                    self.current = Some(Attempt {
+                        addr,
+                        stream,
+                        deadline: share,
+                    });
+                }
+                Err(error) => self.failure = Some((addr, error)),
+            }
+        } else {
+            let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+            return Err(self
+                .failure
+                .take()
+                .unwrap_or((unspecified, io::ErrorKind::AddrNotAvailable.into())));
+        }
+        Ok(None)
+    }
+}
+
+impl Attempt {
+    /// Whether it is connected; waits a slice.
+    fn outcome(&self) -> io::Result<bool> {
+        if !sys::wait_writable(&self.stream, SLICE)? {
+            return match self.deadline {
+                Some(deadline) if Instant::now() >= deadline => Err(io::ErrorKind::TimedOut.into()),
+                _ => Ok(false),
+            };
+        }
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        self.stream.set_nonblocking(false)?;
+        self.stream.set_read_timeout(Some(SLICE))?;
+        self.stream.set_write_timeout(Some(SLICE))?;
+        self.stream.set_nodelay(true)?;
+        Ok(true)
+    }
+}
+
+/// A socket whose connect is on its way.
+fn begin(addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&addr.into()) {
+        Ok(()) => {}
+        Err(error) if is_under_way(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(socket.into())
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let in_progress = error.raw_os_error() == Some(libc::EINPROGRESS);
+    #[cfg(not(unix))]
+    let in_progress = false;
+    // A signal does not stop a connect: it goes on in the background.
+    in_progress || is_not_yet(error)
+}
+
+/// The addresses of a host: one or more.
+fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
+    let unknown = |why: &str| {
+        Error::new(
+            ErrorKind::Network,
+            format!("the host name \"{host}\" (port {port}) cannot be resolved: {why}"),
+        )
+        .with_code("dns")
+    };
+    let addrs = (host, port).to_socket_addrs().map_err(|error| {
+        let text = error.to_string();
+        unknown(text.strip_prefix("failed to lookup address information: ").unwrap_or(&text))
+    })?;
+    let addrs: Vec<_> = addrs.collect();
+    if addrs.is_empty() {
+        return Err(unknown("it has no address"));
+    }
+    Ok(addrs)
+}
+
+/// An I/O error without its number.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::TimedOut => "timed out".into(),
+        io::ErrorKind::HostUnreachable => "host unreachable".into(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,118 @@
+//! Idle connections, one pool for each client and its clones.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::body::Framing;
+use super::exchange::Connection;
+use super::wire::Pump;
+use crate::config::{CaFile, Config};
+use crate::proxy::Proxy;
+use crate::sys::PerProcess;
+
+/// How long a connection stays idle before it is not used again.
+const MAX_AGE: Duration = Duration::from_secs(15);
+/// How many connections stay idle.
+const MAX_IDLE: usize = 16;
+/// How long the end of a reply that was left at its `[DONE]` may take to come: over the next
+/// chat's request it would be a wait for nothing, but a new connection costs more than this.
+const DRAIN: Duration = Duration::from_millis(5);
+
+/// Where a connection goes, and how; connections with equal routes serve for each other.
+pub(crate) struct Route {
+    pub https: bool,
+    pub host: String,
+    pub port: u16,
+    pub proxy: Option<Proxy>,
+    pub ca_file: Option<Arc<CaFile>>,
+}
+
+impl Route {
+    pub fn new(config: &Config) -> Route {
+        Route {
+            https: config.base_url.https,
+            host: config.base_url.host.clone(),
+            port: config.base_url.port,
+            proxy: config.proxy.clone(),
+            ca_file: config.ca_file.clone(),
+        }
+    }
+
+    fn serves(&self, other: &Route) -> bool {
+        let same_roots = match (&self.ca_file, &other.ca_file) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        same_roots
+            && self.https == other.https
+            && self.port == other.port
+            && self.host == other.host
+            && self.proxy == other.proxy
+    }
+}
+
+struct Idle {
+    connection: Connection,
+    /// Where its last body had not come to its end yet.
+    undrained: Option<Framing>,
+    since: Instant,
+}
+
+/// Idle connections. The child of a fork finds an empty pool.
+#[derive(Default)]
+pub(crate) struct Pool {
+    idle: PerProcess<Mutex<Vec<Idle>>>,
+}
+
+impl Pool {
+    /// A connection that is open and has nothing unread, the one used last first.
+    pub(super) fn take(&self, route: &Route) -> Option<Connection> {
+        loop {
+            let mut idle = {
+                let mut all = self.idle.get().lock().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|idle| idle.since.elapsed() < MAX_AGE);
+                let at = all.iter().rposition(|idle| idle.connection.wire.route.serves(route))?;
+                all.remove(at)
+            };
+            if idle.is_clean() {
+                idle.connection.wire.reused = true;
+                return Some(idle.connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn put(&self, connection: Connection, undrained: Option<Framing>) {
+        let mut all = self.idle.get().lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_IDLE {
+            all.remove(0);
+        }
+        all.push(Idle {
+            connection,
+            undrained,
+            since: Instant::now(),
+        });
+    }
+}
+
+impl Idle {
+    /// Reads the last body to its end, if that has come, and makes sure that nothing follows it.
+    fn is_clean(&mut self) -> bool {
+        let wire = &mut self.connection.wire;
+        if let Some(framing) = &mut self.undrained {
+            loop {
+                match framing.skip(&mut wire.input) {
+                    Ok(true) => break,
+                    Ok(false) if !wire.is_readable(DRAIN) => return false,
+                    Ok(false) => match wire.receive() {
+                        Pump::Data => {}
+                        _ => return false,
+                    },
+                    Err(_) => return false,
+                }
+            }
+        }
+        wire.input.unread().is_empty() && !wire.is_readable(Duration::ZERO)
+    }
+}

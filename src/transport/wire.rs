@@ -1,0 +1,265 @@
+//! One connection: a socket, TLS where it has it, and its two buffers.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConnection;
+
+use super::is_not_yet;
+use super::pool::Route;
+use crate::sys;
+
+/// What bytes go through: TCP, or TLS over either (a proxy may be reached by TLS itself).
+pub(super) enum Io {
+    Tcp(TcpStream),
+    Tls(Box<Tls>),
+}
+
+pub(super) struct Tls {
+    pub session: ClientConnection,
+    pub under: Io,
+}
+
+impl Io {
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Io::Tcp(stream) => stream,
+            Io::Tls(tls) => tls.under.tcp(),
+        }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Io::Tls(_))
+    }
+}
+
+impl Read for Io {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Io::Tcp(stream) => stream.read(buf),
+            Io::Tls(tls) => tls.read(buf),
+        }
+    }
+}
+
+impl Write for Io {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Io::Tcp(stream) => stream.write(buf),
+            Io::Tls(tls) => tls.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Io::Tcp(_) => Ok(()),
+            Io::Tls(tls) => tls.push(),
+        }
+    }
+}
+
+impl Tls {
+    /// Sends what the session has to say.
+    fn push(&mut self) -> io::Result<()> {
+        while self.session.wants_write() {
+            self.session.write_tls(&mut self.under)?;
+        }
+        self.under.flush()
+    }
+
+    /// Receives once; 0 at the end.
+    fn pull(&mut self) -> io::Result<usize> {
+        let n = self.session.read_tls(&mut self.under)?;
+        if let Err(error) = self.session.process_new_packets() {
+            // The alert that says why is worth sending; that it may fail is not worth a word.
+            let _ = self.push();
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        Ok(n)
+    }
+
+    /// One step of the handshake; `true` when it is done.
+    pub fn handshake(&mut self) -> io::Result<bool> {
+        self.push()?;
+        if self.session.is_handshaking() && self.pull()? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.push()?;
+        Ok(!self.session.is_handshaking())
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.session.reader().read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            self.push()?;
+            self.pull()?;
+        }
+    }
+
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.push()?;
+        let n = self.session.writer().write(buf)?;
+        match self.push() {
+            // The session keeps it: the next step sends the rest.
+            Err(error) if is_not_yet(&error) => Ok(n),
+            Err(error) => Err(error),
+            Ok(()) => Ok(n),
+        }
+    }
+}
+
+/// What a step on a wire brought.
+#[derive(Debug)]
+pub(super) enum Pump {
+    /// Bytes arrived.
+    Data,
+    /// Nothing yet.
+    Pending,
+    /// The peer closed in good order.
+    Ended,
+    Failed(io::Error),
+}
+
+/// A connection and its buffers.
+pub(super) struct Wire {
+    pub io: Io,
+    pub route: Arc<Route>,
+    pub input: Input,
+    /// The request, as far as it is not sent: `output[sent..]`.
+    pub output: Vec<u8>,
+    pub sent: usize,
+    /// Where ureq writes, before it is queued as output.
+    pub scratch: Vec<u8>,
+    /// Served another request before: a death now may be the end of its idle time.
+    pub reused: bool,
+    pub turn: Turn,
+}
+
+/// How far the request on a wire has come.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// The whole request is queued as output, or sent.
+    pub queued: bool,
+    /// A byte of the answer has come.
+    pub answered: bool,
+    /// How the connection ended while ureq was reading.
+    pub over: Option<Pump>,
+}
+
+impl Wire {
+    pub fn new(io: Io, route: Arc<Route>) -> Wire {
+        Wire {
+            io,
+            route,
+            input: Input::default(),
+            output: Vec::new(),
+            sent: 0,
+            scratch: Vec::new(),
+            reused: false,
+            turn: Turn::default(),
+        }
+    }
+
+    /// Sends what there is to send, then receives; waits at most a slice or two.
+    pub fn pump(&mut self) -> Pump {
+        if let Err(error) = self.send() {
+            // The service may have answered before it closed: read that first.
+            self.output.clear();
+            self.sent = 0;
+            return match self.receive() {
+                Pump::Data => Pump::Data,
+                _ => Pump::Failed(error),
+            };
+        }
+        if !self.is_sent() && !self.is_readable(Duration::ZERO) {
+            return Pump::Pending;
+        }
+        self.receive()
+    }
+
+    pub fn is_sent(&self) -> bool {
+        self.sent == self.output.len()
+    }
+
+    /// Whether receiving would not wait.
+    pub fn is_readable(&self, limit: Duration) -> bool {
+        sys::wait_readable(self.io.tcp(), limit).unwrap_or(true)
+    }
+
+    /// One write; the rest is for the next step.
+    fn send(&mut self) -> io::Result<()> {
+        if self.is_sent() {
+            return Ok(());
+        }
+        match self.io.write(&self.output[self.sent..]) {
+            Ok(n) => self.sent += n,
+            Err(error) if is_not_yet(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if self.is_sent() {
+            self.output.clear();
+            self.sent = 0;
+            // A long request leaves no memory behind.
+            self.output.shrink_to(64 << 10);
+        }
+        Ok(())
+    }
+
+    /// One receive.
+    pub fn receive(&mut self) -> Pump {
+        // What TLS could not send before goes first.
+        match self.io.flush() {
+            Err(error) if !is_not_yet(&error) => return Pump::Failed(error),
+            _ => {}
+        }
+        match self.io.read(self.input.space()) {
+            Ok(0) => Pump::Ended,
+            Ok(n) => {
+                self.input.end += n;
+                Pump::Data
+            }
+            Err(error) if is_not_yet(&error) => Pump::Pending,
+            Err(error) => Pump::Failed(error),
+        }
+    }
+}
+
+/// Received bytes: read straight into one buffer, and used from it in place.
+#[derive(Default)]
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    const FIRST: usize = 16 << 10;
+    const LARGEST: usize = 256 << 10;
+
+    pub fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    pub fn consume(&mut self, n: usize) {
+        self.start += n;
+        debug_assert!(self.start <= self.end);
+    }
+
+    /// Room for a receive. Doubles where the last receive filled it.
+    fn space(&mut self) -> &mut [u8] {
+        let full = self.end == self.bytes.len();
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if full && self.bytes.len() < Self::LARGEST {
+            let length = (self.bytes.len() * 2).max(Self::FIRST);
+            self.bytes.resize(length, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+}

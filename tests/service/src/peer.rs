@@ -1,0 +1,268 @@
+//! The client's side of a connection.
+
+use crate::http::HEAD_LIMIT;
+use crate::{Request, Shared, gptalk};
+use socket2::SockRef;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What lies between the writes of [`Peer::send_split`]: time enough for the first to be read.
+const SPLIT: Duration = Duration::from_millis(5);
+
+/// The client's side of a connection, in the hands of a handler.
+///
+/// Nothing here fails: where the client has gone, the connection ends, and on one that has ended
+/// everything does nothing.
+pub struct Peer {
+    pub(crate) shared: Arc<Shared>,
+    connection: usize,
+    /// None once the connection has ended.
+    stream: Option<Arc<TcpStream>>,
+    /// What was read of the requests to come.
+    buffer: Vec<u8>,
+    nth: usize,
+}
+
+impl Peer {
+    /// Takes charge of a connection just accepted.
+    pub(crate) fn new(stream: TcpStream, shared: &Arc<Shared>) -> Peer {
+        let _ = stream.set_nodelay(true);
+        let stream = Arc::new(stream);
+        let mut state = shared.lock();
+        let connection = state.accepted;
+        state.accepted += 1;
+        state.open.insert(connection, Arc::clone(&stream));
+        if state.stopping {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        Peer {
+            shared: Arc::clone(shared),
+            connection,
+            stream: Some(stream),
+            buffer: Vec::new(),
+            nth: connection,
+        }
+    }
+
+    /// How many requests of this endpoint came before this one: 0 is the first. In
+    /// [`Builder::on_connect`](crate::Builder::on_connect), how many connections did.
+    pub fn nth(&self) -> usize {
+        self.nth
+    }
+
+    /// Sends a whole answer. The connection stays open.
+    pub fn respond(&mut self, status: u16, content_type: &str, body: impl AsRef<[u8]>) {
+        let body = body.as_ref();
+        let reason = if status == 200 { "OK" } else { "Not OK" };
+        let head = format!(
+            "HTTP/1.1 {status} {reason}\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send([head.as_bytes(), body].concat());
+    }
+
+    /// Sends the answer that the service gives when left to itself.
+    pub fn normal(&mut self, request: &Request) {
+        gptalk::answer(request, self);
+    }
+
+    /// Sends raw bytes, at once.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let Some(stream) = &self.stream else { return };
+        if stream.as_ref().write_all(bytes.as_ref()).is_err() {
+            self.end();
+        }
+    }
+
+    /// Sends raw bytes, in two writes far enough apart to arrive in two reads.
+    pub fn send_split(&mut self, bytes: impl AsRef<[u8]>, at: usize) {
+        let bytes = bytes.as_ref();
+        let (before, after) = bytes.split_at(at.min(bytes.len()));
+        self.send(before);
+        self.pause(SPLIT);
+        self.send(after);
+    }
+
+    /// Sends raw bytes, one a write.
+    pub fn drip(&mut self, bytes: impl AsRef<[u8]>) {
+        for byte in bytes.as_ref() {
+            self.send([*byte]);
+            thread::yield_now();
+        }
+    }
+
+    /// Sends the head of a stream of events; [`Peer::chunk`] is to follow.
+    pub fn sse_head(&mut self) {
+        self.send(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+        );
+    }
+
+    /// Sends an HTTP chunk; an empty one is not sent, as it would be the last.
+    pub fn chunk(&mut self, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        if !bytes.is_empty() {
+            let size = format!("{:x}\r\n", bytes.len());
+            self.send([size.as_bytes(), bytes, b"\r\n"].concat());
+        }
+    }
+
+    /// Sends the chunk that ends the body.
+    pub fn last_chunk(&mut self) {
+        self.send("0\r\n\r\n");
+    }
+
+    /// Sleeps, but wakes when the service stops.
+    pub fn pause(&mut self, duration: Duration) {
+        self.shared.pause(duration);
+    }
+
+    /// Says nothing more, and ignores what the client says, until the client closes the
+    /// connection or the service stops.
+    pub fn stall(&mut self) {
+        while self.fill().is_ok() {
+            self.buffer.clear();
+        }
+        self.end();
+    }
+
+    /// Whether the client closes the connection within that time (or has closed it already).
+    pub fn client_closed(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        loop {
+            // A timeout of zero means none at all, so there is always a little left.
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.set_timeout(Some(left.max(Duration::from_millis(1))));
+            match self.fill() {
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Err(_) => {
+                    self.end();
+                    return true;
+                }
+                Ok(()) if left.is_zero() => break,
+                Ok(()) => {} // A request to come: it stays in the buffer.
+            }
+        }
+        self.set_timeout(None);
+        false
+    }
+
+    /// Closes the connection in order: the client reads what was sent, and then its end.
+    pub fn close(&mut self) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.shutdown(Shutdown::Write);
+            // Bytes left unread would make a reset of it, which may overtake what was sent.
+            let _ = stream.set_nonblocking(true);
+            while self.fill().is_ok() {
+                self.buffer.clear();
+            }
+        }
+        self.end();
+    }
+
+    /// Resets the connection: the client reads an error.
+    pub fn reset(&mut self) {
+        if let Some(stream) = &self.stream {
+            let _ = SockRef::from(stream.as_ref()).set_linger(Some(Duration::ZERO));
+        }
+        self.end();
+    }
+
+    /// Whether the connection has not ended yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// The next request, put on record; None once the connection has ended.
+    pub(crate) fn next_request(&mut self) -> Option<Arc<Request>> {
+        let request = match self.read_request() {
+            Ok(Ok(request)) => Arc::new(request),
+            Ok(Err(why)) => {
+                // Where the next request begins is anyone's guess now, so there is none.
+                gptalk::refuse(self, "http", 400, &why);
+                self.close();
+                return None;
+            }
+            Err(_) => {
+                self.end();
+                return None;
+            }
+        };
+        let mut state = self.shared.lock();
+        state.requests.push(Arc::clone(&request));
+        let count = state.counts.entry(request.endpoint).or_default();
+        self.nth = *count;
+        *count += 1;
+        Some(request)
+    }
+
+    /// Reads a request. The outer error is the connection's end, the inner one says what is
+    /// malformed.
+    fn read_request(&mut self) -> io::Result<Result<Request, String>> {
+        let end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at;
+            }
+            if self.buffer.len() > HEAD_LIMIT {
+                return Ok(Err("the head is too long".into()));
+            }
+            self.fill()?;
+        };
+        let prefix = &self.shared.plan.prefix;
+        let parsed = Request::parse(&self.buffer[..end], self.connection, prefix)
+            .and_then(|request| Ok((request.body_length()?, request)));
+        let (length, mut request) = match parsed {
+            Ok(parsed) => parsed,
+            Err(why) => return Ok(Err(why)),
+        };
+        self.buffer.drain(..end + 4);
+        while self.buffer.len() < length {
+            self.fill()?;
+        }
+        let rest = self.buffer.split_off(length);
+        request.body = std::mem::replace(&mut self.buffer, rest);
+        Ok(Ok(request))
+    }
+
+    /// Reads once, to the end of the buffer. The client's closing is an error, too.
+    fn fill(&mut self) -> io::Result<()> {
+        let Some(stream) = &self.stream else {
+            return Err(ErrorKind::NotConnected.into());
+        };
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            match stream.as_ref().read(&mut bytes) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    self.buffer.extend_from_slice(&bytes[..n]);
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn set_timeout(&self, timeout: Option<Duration>) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.set_read_timeout(timeout);
+        }
+    }
+
+    /// Lets go of the connection. The service's hold on it comes last and under the lock, so that a
+    /// connection no longer counted as open is closed indeed.
+    fn end(&mut self) {
+        if self.stream.take().is_some() {
+            self.shared.lock().open.remove(&self.connection);
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
