@@ -32,9 +32,8 @@
 //!
 //! The child of a fork begins with an empty book.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
@@ -47,7 +46,7 @@ const USES: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which tokens a chat may use.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Identity {
     /// The service's base URL.
     pub service: String,
@@ -60,7 +59,7 @@ static BOOK: Lazy<PerProcess<Book>> = Lazy::new(PerProcess::default);
 
 #[derive(Default)]
 struct Book {
-    entries: Mutex<HashMap<Arc<Identity>, Entry>>,
+    entries: Mutex<BTreeMap<Arc<Identity>, Entry>>,
     /// A login ended, or a use came back.
     changed: Condvar,
 }
@@ -85,9 +84,19 @@ struct Token {
 
 struct InFlight {
     id: u64,
-    thread: ThreadId,
+    thread: ThreadMark,
     /// Since when the chat that logs in is suspended in a callback.
     parked: Option<Instant>,
+}
+
+/// Tells threads apart while they live.
+type ThreadMark = usize;
+
+/// The address of a thread-local. (`std::thread::current` allocates, which on a host's main thread
+/// is never given back.)
+fn this_thread() -> ThreadMark {
+    thread_local!(static MARK: u8 = const { 0 });
+    MARK.with(|mark| std::ptr::from_ref(mark).addr())
 }
 
 /// What a chat is to do.
@@ -108,7 +117,7 @@ pub(crate) fn unix_now() -> i64 {
 impl Book {
     /// The one way to lock. A panic elsewhere leaves the book as it was between two steps, each
     /// of which keeps it in order: poison is no reason to refuse chats.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Identity>, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<Identity>, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,7 +139,7 @@ pub(crate) fn lease(identity: &Arc<Identity>, limit: Duration) -> Next {
 }
 
 /// What a chat can do now; `None`: only wait.
-fn next(entries: &mut HashMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) -> Option<Next> {
+fn next(entries: &mut BTreeMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) -> Option<Next> {
     let entry = entries.entry(identity.clone()).or_default();
     let now = unix_now();
     // An expired token that chats still hold goes when they are done.
@@ -145,7 +154,7 @@ fn next(entries: &mut HashMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) -
             settled: false,
         }));
     }
-    let me = std::thread::current().id();
+    let me = this_thread();
     let is_stuck = |login: &InFlight| {
         login.parked.is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
     };
@@ -209,7 +218,7 @@ impl Login {
     pub fn unpark(&self) {
         self.update(|login| {
             login.parked = None;
-            login.thread = std::thread::current().id();
+            login.thread = this_thread();
         });
     }
 

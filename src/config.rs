@@ -1,6 +1,6 @@
 //! The options: their names, their checks, and how their four layers make one configuration.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -254,12 +254,12 @@ fn first<T>(layers: [&Options; 3], get: impl Fn(&Options) -> Option<T>) -> Optio
 /// thread can never race with it.
 struct Environment {
     options: Result<Options, Error>,
-    vars: HashMap<String, String>,
+    vars: BTreeMap<String, String>,
 }
 
 fn environment() -> &'static Environment {
     static ENVIRONMENT: Lazy<Environment> = Lazy::new(|| {
-        let vars: HashMap<String, String> = std::env::vars_os()
+        let vars: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| {
                 name.starts_with("GPTALK_")

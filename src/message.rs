@@ -134,6 +134,27 @@ impl Conversation {
         Ok(())
     }
 
+    /// A list of messages as JSON and one message more: what `gptalk_push` does.
+    pub(crate) fn pushed(
+        list: Option<&str>,
+        role: Option<&str>,
+        content: &str,
+    ) -> Result<String, Error> {
+        let mut talk = match list {
+            Some(list) => Conversation::from_json(list)?,
+            None => Conversation::new(),
+        };
+        if !talk.members.is_empty() {
+            return Err(Error::misuse("a message is pushed on an array, not on a request object"));
+        }
+        talk.push_json(match role {
+            Some(role) => json!({"role": role, "content": content}),
+            None => serde_json::from_str(content)
+                .map_err(|error| Error::misuse(format!("the message is not JSON: {error}")))?,
+        })?;
+        Ok(Value::Array(talk.messages).to_string())
+    }
+
     /// How many messages it has.
     pub fn len(&self) -> usize {
         self.messages.len()

@@ -179,6 +179,8 @@ impl Stream {
     /// Ends the chat now, as [`CancelHandle::cancel`] does, and says how it ended.
     pub(crate) fn cancel(&mut self) {
         if !matches!(self.phase, Phase::Over) {
+            self.out.clear();
+            self.shown = Shown::Nothing;
             self.end(Err(cancelled()));
         }
     }

@@ -76,6 +76,14 @@ impl Out {
         }
     }
 
+    /// Forgets what has not been handed out.
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.reasoning.clear();
+        self.event.clear();
+        self.log.clear();
+    }
+
     pub fn add_secret(&mut self, secret: &str) {
         // A very short one would tear holes into every text, and is no secret.
         if secret.len() >= 4 && !self.secrets.iter().any(|known| known == secret) {

@@ -1,0 +1,645 @@
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::{Arc, PoisonError};
+
+use super::contained;
+use super::session::{
+    Callback, Ending, Session, Turn, defect, gptalk_client, one_liner, set_one_liner,
+};
+use crate::client::{Client, set_default, shared, shared_gate};
+use crate::error::{Error, ErrorKind};
+use crate::message::Conversation;
+
+/// Outcome of a call. Values are frozen; new ones may be added: take an unknown one as a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum gptalk_status {
+    /// The reply is complete.
+    GPTALK_OK = 0,
+    /// gptalk_cancel(), or a callback returned nonzero.
+    GPTALK_CANCELLED = 1,
+    /// NULL where it is not allowed, bad UTF-8 or JSON, an unknown option or key, a bad value.
+    GPTALK_MISUSE = 2,
+    /// This client is already in a chat (its own callback included): clone it.
+    GPTALK_BUSY = 3,
+    /// The login or the key was refused: HTTP 401, 403; a login answer without a token.
+    GPTALK_AUTH = 4,
+    /// HTTP 429, or a quota: see "retry_after_ms".
+    GPTALK_RATE_LIMIT = 5,
+    /// The service refused the request: any other 4xx, or a redirect.
+    GPTALK_REQUEST = 6,
+    /// The service failed: 5xx, or an error that it reported inside the stream.
+    GPTALK_SERVER = 7,
+    /// DNS, connect, reset, proxy.
+    GPTALK_NETWORK = 8,
+    /// The TLS handshake failed, or a certificate was refused.
+    GPTALK_TLS = 9,
+    /// One of the time limits passed: "error_code" says which.
+    GPTALK_TIMEOUT = 10,
+    /// An answer that is not of the protocol.
+    GPTALK_PROTOCOL = 11,
+    /// The reply was cut: what arrived has been delivered.
+    GPTALK_TRUNCATED = 12,
+    /// A line, a header or the reply is beyond its limit.
+    GPTALK_LIMIT = 13,
+    /// A defect of this library, contained.
+    GPTALK_INTERNAL = 14,
+}
+
+use gptalk_status::{GPTALK_BUSY, GPTALK_INTERNAL, GPTALK_MISUSE, GPTALK_OK};
+
+/// One piece of text: UTF-8, never half a character, `len` bytes and also NUL-terminated. It is
+/// valid only during the call, which is always on the thread that called the library.
+///
+/// Return 0 to go on, anything else to cancel the chat. (From Python's ctypes, Lua and the like:
+/// return an explicit 0; a function that returns nothing gives garbage.)
+///
+/// Inside, everything is allowed that is allowed elsewhere: another chat on another client or the
+/// one-liner, gptalk_cancel(), gptalk_client_free() of the client itself. C++ exceptions and Lua
+/// errors may pass through; longjmp() may not.
+pub type gptalk_callback = Option<
+    unsafe extern "C-unwind" fn(
+        text: *const c_char,
+        len: usize,
+        userdata: *mut c_void,
+    ) -> c_int,
+>;
+
+/// The one-liner: sends a conversation and calls `cb` for each piece of the streamed reply.
+/// Blocks until the reply ends. Any number of threads may do so at a time.
+///
+/// `msgs_json`: an array of messages,
+///
+///     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+///
+/// or an object: a request body with "messages" and whatever else, merged over the defaults.
+/// `cb` may be NULL: read "text" then. `userdata` is handed to `cb` as it is.
+///
+/// Returns GPTALK_OK when the reply is complete. The outcome is at gptalk_get(NULL, ...) on the
+/// same thread. The options are those of gptalk_set(NULL, ...) and of the environment:
+///
+///     gptalk_set(NULL, "base_url", "http://127.0.0.1:8080");
+///     if (gptalk_chat("[{\"role\":\"user\",\"content\":\"Hi\"}]", on_text, NULL) != GPTALK_OK)
+///         fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_chat(
+    msgs_json: *const c_char,
+    cb: gptalk_callback,
+    userdata: *mut c_void,
+) -> gptalk_status {
+    let begun = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        let conversation = unsafe { conversation(msgs_json) };
+        let stream = conversation.and_then(|conversation| shared().stream(conversation));
+        let session = Arc::new(Session::default());
+        session.begin(stream, &Default::default());
+        set_one_liner(session.clone());
+        session
+    });
+    let Some(session) = begun else {
+        return GPTALK_INTERNAL;
+    };
+    {
+        // On every way out, an exception of the callback's included.
+        let _mine = Mine(session.clone());
+        let _ending = Ending {
+            session: &session,
+            client: None,
+            turn: Turn::Chat,
+        };
+        session.run(&mut Vec::new(), Some(Callback::new(cb, userdata)), None);
+    }
+    session.outcome()
+}
+
+/// Makes a session the thread's own again, whatever one-liners ran inside its callback.
+struct Mine(Arc<Session>);
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        set_one_liner(self.0.clone());
+    }
+}
+
+/// A client: options, connections, and one chat at a time. Release it with gptalk_client_free().
+/// NULL only on internal failure.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn gptalk_client_new() -> *mut gptalk_client {
+    contained(|| into_raw(Client::new())).unwrap_or(std::ptr::null_mut())
+}
+
+/// A client with the same options and shared connections, but no chat state: neither channels
+/// nor an outcome. For another thread, or for another chat at the same time. NULL for NULL, and on
+/// internal failure.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_client_clone(
+    client: *const gptalk_client,
+) -> *mut gptalk_client {
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    let Some(client) = (unsafe { client.as_ref() }) else {
+        return std::ptr::null_mut();
+    };
+    let copy = || {
+        let original = client.client.lock().unwrap_or_else(PoisonError::into_inner);
+        into_raw(original.clone())
+    };
+    contained(copy).unwrap_or(std::ptr::null_mut())
+}
+
+/// Releases a client. NULL is fine. Inside its own callback it is released at the chat's end,
+/// which it does not hasten. A chat begun by gptalk_start() is cancelled.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_client_free(client: *mut gptalk_client) {
+    if !client.is_null() {
+        contained(|| {
+            // SAFETY: the caller gives a client that it got from `into_raw`, once.
+            drop(unsafe { Arc::from_raw(client) });
+        });
+    }
+}
+
+/// Sends a conversation and calls `cb` for each piece of the streamed reply; see gptalk_chat().
+/// The outcome is at gptalk_get(client, ...).
+///
+/// A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
+/// and leaves the outcome of the running chat alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_client_chat(
+    client: *mut gptalk_client,
+    msgs_json: *const c_char,
+    cb: gptalk_callback,
+    userdata: *mut c_void,
+) -> gptalk_status {
+    // SAFETY: the caller gives NULL or a client that lives until the call, and no longer
+    // necessarily: it may free it in a callback.
+    let Some(client) = (unsafe { hold(client) }) else {
+        return no_client("gptalk_client_chat");
+    };
+    if !client.pass(Turn::Idle, Turn::Chat) {
+        return GPTALK_BUSY;
+    }
+    {
+        // On every way out, an exception of the callback's included.
+        let _ending = Ending {
+            session: &client.session,
+            client: Some(&client),
+            turn: Turn::Chat,
+        };
+        let begun = contained(|| {
+            // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+            client.begin(unsafe { conversation(msgs_json) });
+        });
+        if begun.is_none() {
+            client.session.refuse(defect());
+            return GPTALK_INTERNAL;
+        }
+        let callback = Callback::new(cb, userdata);
+        client.session.run(&mut Vec::new(), Some(callback), Some(&client.channels));
+    }
+    client.session.outcome()
+}
+
+/// Sets an option. `key` and `value` are copied. `client` NULL: the process's defaults, which count
+/// for the one-liner and wherever a client does not set the option itself. `value` NULL: unset.
+///
+/// The value is checked at once: GPTALK_MISUSE for an unknown key or a bad value, which leaves the
+/// option as it was; the reason is at gptalk_get(client, "error"). At each chat an option is
+/// looked for in the client, in the process's defaults, in the environment (GPTALK_ and the key in
+/// upper case, read once, at the library's first use), and then built in. While a chat runs, what
+/// is set counts from the next chat on.
+///
+/// | key | meaning | default |
+/// |-----|---------|---------|
+/// | protocol | "gptalk", or "openai" (not built yet in this version) | gptalk |
+/// | base_url | the service; without a scheme it is http for loopback and private addresses, else https | https://gptalk.net, whose public service is known not to work: set your own |
+/// | api_key | openai only | none |
+/// | model | | gpt-3.5-turbo (the one model known of the public service; other names are passed on) |
+/// | temperature | a number | 0 |
+/// | max_tokens | openai only | the service's own |
+/// | body | a JSON object whose members replace those of the request body | none |
+/// | header | "Name: value"; may be set several times; NULL clears | none |
+/// | proxy | http://, https://, socks5://, socks5h:// URL, with credentials; "none": direct | the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY, ALL_PROXY, NO_PROXY in both), but never for loopback |
+/// | ca_file | PEM file of trusted roots | the system's roots (SSL_CERT_FILE heeded), else Mozilla's |
+/// | connect_timeout_ms | until connected, TLS included, DNS aside; 0: no limit, here and below | 10000 |
+/// | response_timeout_ms | from the request sent to the answer's header | 300000 |
+/// | idle_timeout_ms | silence inside a reply | 120000 |
+/// | timeout_ms | the whole chat, retries and their waits included | 0 |
+/// | retries | how often a chat that failed before its first text is tried again | 2 |
+/// | max_reply_bytes | the longest reply | 67108864 |
+/// | user_agent | | gptalk/<version> |
+/// | app_id | the GPTalk protocol's application id | 2229 |
+/// | fingerprint | what the GPTalk protocol logs in with | random for each login |
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_set(
+    client: *mut gptalk_client,
+    key: *const c_char,
+    value: *const c_char,
+) -> gptalk_status {
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    let client = unsafe { client.as_ref() };
+    let done = contained(|| {
+        // SAFETY: the caller gives NULL or NUL-terminated strings that live through the call.
+        let (key, value) = unsafe { (text("key", key)?, optional_text("value", value)?) };
+        match client {
+            Some(client) => {
+                client.client.lock().unwrap_or_else(PoisonError::into_inner).set(key, value)
+            }
+            None => set_default(key, value),
+        }
+    });
+    report(client, done)
+}
+
+/// Sets the callback of a further channel of the client's; `cb` NULL removes it. It counts from
+/// the next chat on for "event" and "log", at once for the others.
+///
+/// | channel | what it brings |
+/// |---------|----------------|
+/// | reasoning | a reasoning model's thoughts, piece by piece |
+/// | event | each event's JSON as it came, before its text |
+/// | tick | an empty text about every 100 ms while the chat waits on the network |
+/// | log | one line that says what the library does, secrets redacted |
+///
+/// A nonzero return cancels the chat, as with any callback. GPTALK_MISUSE: `client` is NULL, or there
+/// is no such channel.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_on(
+    client: *mut gptalk_client,
+    channel: *const c_char,
+    cb: gptalk_callback,
+    userdata: *mut c_void,
+) -> gptalk_status {
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    let Some(client) = (unsafe { client.as_ref() }) else {
+        return no_client("gptalk_on");
+    };
+    let done = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        let name = unsafe { text("channel", channel) }?;
+        let mut channels = client.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = channels.slot(name).ok_or_else(|| {
+            Error::misuse(format!(
+                "\"{name}\" is not a channel; the channels are reasoning, event, tick, log"
+            ))
+        })?;
+        *slot = Callback::new(cb, userdata);
+        Ok(())
+    });
+    report(Some(client), done)
+}
+
+/// The pull form, for hosts that dislike callbacks: begins a chat. Then call gptalk_next() until it
+/// returns NULL, and gptalk_finish() for the outcome.
+///
+///     if (gptalk_start(client, msgs_json) == GPTALK_OK)
+///         while ((text = gptalk_next(client, &len)) != NULL)
+///             fwrite(text, 1, len, stdout);
+///     status = gptalk_finish(client);
+///
+/// GPTALK_BUSY: the client is in a chat. GPTALK_MISUSE: `client` is NULL, or the options or the
+/// messages cannot be used. Nothing is sent before the first gptalk_next().
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_start(
+    client: *mut gptalk_client,
+    msgs_json: *const c_char,
+) -> gptalk_status {
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    let Some(client) = (unsafe { client.as_ref() }) else {
+        return no_client("gptalk_start");
+    };
+    if !client.pass(Turn::Idle, Turn::Pulling) {
+        return GPTALK_BUSY;
+    }
+    let begun = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        client.begin(unsafe { conversation(msgs_json) })
+    });
+    let status = begun.unwrap_or_else(|| client.session.refuse(defect()));
+    let next = if status == GPTALK_OK { Turn::Pull } else { Turn::Idle };
+    client.pass(Turn::Pulling, next);
+    status
+}
+
+/// The next piece of the reply: blocks until there is one. NULL at the end and on error:
+/// gptalk_finish() tells which. The piece is NUL-terminated and lives until the next call on the
+/// client; `len` may be NULL. The client's channels are called from inside.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_next(
+    client: *mut gptalk_client,
+    len: *mut usize,
+) -> *const c_char {
+    if !len.is_null() {
+        // SAFETY: the caller gives NULL or a place for a size.
+        unsafe { len.write(0) };
+    }
+    // SAFETY: the caller gives NULL or a client that lives until the call, and no longer
+    // necessarily: it may free it in a callback.
+    let Some(client) = (unsafe { hold(client) }) else {
+        return std::ptr::null();
+    };
+    if !client.pass(Turn::Pull, Turn::Pulling) {
+        return std::ptr::null();
+    }
+    // On every way out but the last, the chat ends here: an exception of a callback's included.
+    let ending = Ending {
+        session: &client.session,
+        client: Some(&client),
+        turn: Turn::Pulling,
+    };
+    // Taken out, so that no lock is held while a callback runs.
+    let take = || std::mem::take(&mut *client.piece.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut piece = contained(take).unwrap_or_default();
+    if !client.session.run(&mut piece, None, Some(&client.channels)) {
+        return std::ptr::null();
+    }
+    if !len.is_null() {
+        // SAFETY: the caller gives NULL or a place for a size. The NUL does not count.
+        unsafe { len.write(piece.len() - 1) };
+    }
+    let mut kept = client.piece.lock().unwrap_or_else(PoisonError::into_inner);
+    *kept = piece;
+    std::mem::forget(ending);
+    client.pass(Turn::Pulling, Turn::Pull);
+    kept.as_ptr().cast()
+}
+
+/// The outcome of the chat begun by gptalk_start(). Before the reply's end it cancels the chat.
+/// May be called again, with the same answer. GPTALK_MISUSE: `client` is NULL, or has had no chat.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_finish(client: *mut gptalk_client) -> gptalk_status {
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    let Some(client) = (unsafe { client.as_ref() }) else {
+        return no_client("gptalk_finish");
+    };
+    if client.pass(Turn::Pull, Turn::Pulling) {
+        let status = contained(|| client.session.finish());
+        client.pass(Turn::Pulling, Turn::Idle);
+        return status.unwrap_or(GPTALK_INTERNAL);
+    }
+    if !client.is_idle() {
+        return GPTALK_BUSY;
+    }
+    if !client.session.has_begun() {
+        return client.session.refuse(Error::misuse("gptalk_finish: the client has had no chat"));
+    }
+    client.session.outcome()
+}
+
+/// Cancels the chat that runs: from any thread, any callback, any signal handler. The chat ends
+/// with GPTALK_CANCELLED within 100 ms, except inside the system's name resolution. `client` NULL:
+/// all one-liner chats. Returns 1 where a chat was running, else 0: a later chat is not affected.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_cancel(client: *mut gptalk_client) -> c_int {
+    // No `contained` here: nothing can panic, and a signal handler wants no more than atomics.
+    // SAFETY: the caller gives NULL or a client that lives through the call.
+    match unsafe { client.as_ref() } {
+        Some(client) => client.cancel.cancel().into(),
+        None => shared_gate().is_some_and(|gate| gate.cancel()).into(),
+    }
+}
+
+/// About the last chat, or the last refused gptalk_set(). NULL: not known, or not reported. The text
+/// is borrowed until the next call on that client (`client` NULL: this thread's next one-liner).
+/// In a callback it tells of the chat that runs.
+///
+/// | key | meaning |
+/// |-----|---------|
+/// | error | never NULL after a failure: one sentence that says what happened, to which URL, and what to do |
+/// | error_code | the service's own code, or a stable word of ours: connect, dns, proxy, closed, connect_timeout, response_timeout, idle_timeout, timeout, header, line, reply, empty, json, token, expires_at; rewritten where the service changed text that was delivered already |
+/// | error_body | the first 4 KiB of the service's error answer |
+/// | text | all of the reply so far, also after a failure |
+/// | reasoning | all of the model's thoughts so far |
+/// | message | the assistant's message as JSON, ready for gptalk_push(msgs, NULL, message) |
+/// | finish_reason | why the model stopped, in the service's words |
+/// | usage | token counts, as the service's JSON |
+/// | model | the model that answered |
+/// | request_id | the service's name for the exchange |
+/// | url | the URL of the last request, without its query |
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_get(
+    client: *const gptalk_client,
+    key: *const c_char,
+) -> *const c_char {
+    let value = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        let key = unsafe { text("key", key) }.ok()?;
+        // SAFETY: the caller gives NULL or a client that lives through the call.
+        match unsafe { client.as_ref() } {
+            Some(client) => client.session.text(key),
+            // The thread's session keeps the text, until its next one-liner.
+            None => one_liner().text(key),
+        }
+    });
+    value.flatten().unwrap_or(std::ptr::null())
+}
+
+/// Numbers about the last chat. -1: not known, or not reported.
+///
+/// | key | meaning |
+/// |-----|---------|
+/// | http_status | of the last answer |
+/// | retry_after_ms | how long the service asked to wait, at most 120000 |
+/// | retryable | 1: nothing was delivered and another try may help; else 0 |
+/// | attempts | how often the chat was tried |
+/// | prompt_tokens, completion_tokens, total_tokens | as the service counts |
+/// | reasoning_tokens, cached_tokens | as the service counts |
+/// | text_len | the length of "text" in bytes, which may hold NULs |
+/// | pieces | how many pieces of text were delivered |
+/// | first_text_ms | from the chat's start to its first piece |
+/// | duration_ms | from the chat's start to its end |
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_get_int(
+    client: *const gptalk_client,
+    key: *const c_char,
+) -> i64 {
+    let value = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        let key = unsafe { text("key", key) }.ok()?;
+        // SAFETY: the caller gives NULL or a client that lives through the call.
+        match unsafe { client.as_ref() } {
+            Some(client) => client.session.number(key),
+            None => one_liner().number(key),
+        }
+    });
+    value.flatten().unwrap_or(-1)
+}
+
+/// A new JSON array: `msgs_json` (NULL: empty) and one message more, escaped. `role` NULL:
+/// `content` is a whole message's JSON. NULL on bad input. Release it with gptalk_free().
+///
+///     char *msgs = gptalk_push(NULL, "user", "Hi");
+///     gptalk_client_chat(client, msgs, on_text, NULL);
+///     char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_push(
+    msgs_json: *const c_char,
+    role: *const c_char,
+    content: *const c_char,
+) -> *mut c_char {
+    let pushed = contained(|| {
+        // SAFETY: the caller gives NULL or NUL-terminated strings that live through the call.
+        let (msgs, role, content) = unsafe {
+            (
+                optional_text("msgs_json", msgs_json)?,
+                optional_text("role", role)?,
+                text("content", content)?,
+            )
+        };
+        let list = Conversation::pushed(msgs, role, content)?;
+        CString::new(list).map_err(|_| defect())
+    });
+    match pushed {
+        Some(Ok(list)) => list.into_raw(),
+        Some(Err(_)) | None => std::ptr::null_mut(),
+    }
+}
+
+/// Releases what gptalk_push() gave. NULL is fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gptalk_free(text: *mut c_char) {
+    if !text.is_null() {
+        // SAFETY: the caller gives what `gptalk_push` made with `CString::into_raw`, once.
+        drop(unsafe { CString::from_raw(text) });
+    }
+}
+
+/// A status's name: "timeout" for GPTALK_TIMEOUT, "unknown" for a number that is none. Static.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn gptalk_status_name(status: c_int) -> *const c_char {
+    let name = match status {
+        0 => c"ok",
+        1 => c"cancelled",
+        2 => c"misuse",
+        3 => c"busy",
+        4 => c"auth",
+        5 => c"rate_limit",
+        6 => c"request",
+        7 => c"server",
+        8 => c"network",
+        9 => c"tls",
+        10 => c"timeout",
+        11 => c"protocol",
+        12 => c"truncated",
+        13 => c"limit",
+        14 => c"internal",
+        _ => c"unknown",
+    };
+    name.as_ptr()
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+
+/// The library's version: "0.1.0". Static.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn gptalk_version() -> *const c_char {
+    VERSION.as_ptr().cast()
+}
+
+/// The library's version as a number: major * 1000000 + minor * 1000 + patch.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn gptalk_version_number() -> u32 {
+    let number = |digits: &str| digits.parse().unwrap_or(0);
+    number(env!("CARGO_PKG_VERSION_MAJOR")) * 1_000_000
+        + number(env!("CARGO_PKG_VERSION_MINOR")) * 1_000
+        + number(env!("CARGO_PKG_VERSION_PATCH"))
+}
+
+impl From<ErrorKind> for gptalk_status {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Cancelled => Self::GPTALK_CANCELLED,
+            ErrorKind::Misuse => Self::GPTALK_MISUSE,
+            ErrorKind::Busy => Self::GPTALK_BUSY,
+            ErrorKind::Auth => Self::GPTALK_AUTH,
+            ErrorKind::RateLimit => Self::GPTALK_RATE_LIMIT,
+            ErrorKind::Request => Self::GPTALK_REQUEST,
+            ErrorKind::Server => Self::GPTALK_SERVER,
+            ErrorKind::Network => Self::GPTALK_NETWORK,
+            ErrorKind::Tls => Self::GPTALK_TLS,
+            ErrorKind::Timeout => Self::GPTALK_TIMEOUT,
+            ErrorKind::Protocol => Self::GPTALK_PROTOCOL,
+            ErrorKind::Truncated => Self::GPTALK_TRUNCATED,
+            ErrorKind::Limit => Self::GPTALK_LIMIT,
+            ErrorKind::Internal => Self::GPTALK_INTERNAL,
+        }
+    }
+}
+
+fn into_raw(client: Client) -> *mut gptalk_client {
+    Arc::into_raw(Arc::new(gptalk_client::new(client))).cast_mut()
+}
+
+/// Holds a client for as long as a chat runs on it.
+///
+/// # Safety
+///
+/// `client` is NULL or a client that has not been freed.
+unsafe fn hold(client: *mut gptalk_client) -> Option<Arc<gptalk_client>> {
+    if client.is_null() {
+        return None;
+    }
+    // SAFETY: it came from `Arc::into_raw` and has not been freed, so that it can be counted up;
+    // the count is given back by the `Arc` that is returned.
+    unsafe {
+        Arc::increment_strong_count(client);
+        Some(Arc::from_raw(client))
+    }
+}
+
+/// A string argument, borrowed.
+///
+/// # Safety
+///
+/// `pointer` is NULL or a NUL-terminated string that lives for `'a`.
+unsafe fn optional_text<'a>(
+    name: &str,
+    pointer: *const c_char,
+) -> Result<Option<&'a str>, Error> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: as the caller says.
+    let bytes = unsafe { CStr::from_ptr(pointer) };
+    let text = bytes.to_str().map_err(|error| {
+        Error::misuse(format!("{name} is not UTF-8: look at byte {}", error.valid_up_to()))
+    })?;
+    Ok(Some(text))
+}
+
+/// The same, where NULL is not allowed.
+///
+/// # Safety
+///
+/// As `optional_text`.
+unsafe fn text<'a>(name: &str, pointer: *const c_char) -> Result<&'a str, Error> {
+    // SAFETY: as the caller says.
+    let text = unsafe { optional_text(name, pointer) }?;
+    text.ok_or_else(|| Error::misuse(format!("{name} is NULL")))
+}
+
+/// The conversation in a string argument.
+///
+/// # Safety
+///
+/// As `optional_text`.
+unsafe fn conversation(msgs_json: *const c_char) -> Result<Conversation, Error> {
+    // SAFETY: as the caller says.
+    Conversation::from_json(unsafe { text("msgs_json", msgs_json) }?)
+}
+
+/// The status of something that may be refused; keeps the reason where it can be asked for.
+fn report(client: Option<&gptalk_client>, done: Option<Result<(), Error>>) -> gptalk_status {
+    let error = match done {
+        Some(Ok(())) => return GPTALK_OK,
+        Some(Err(error)) => error,
+        None => defect(),
+    };
+    match client {
+        Some(client) => client.session.refuse(error),
+        None => one_liner().refuse(error),
+    }
+}
+
+fn no_client(function: &str) -> gptalk_status {
+    report(None, Some(Err(Error::misuse(format!("{function}: the client is NULL")))));
+    GPTALK_MISUSE
+}

@@ -1,0 +1,103 @@
+//! The outcome of a chat, by key.
+
+use std::collections::BTreeMap;
+use std::ffi::c_char;
+
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::reply::Reply;
+
+/// What there is to tell.
+pub(super) struct Facts<'a> {
+    pub reply: &'a Reply,
+    /// Why the last chat failed.
+    pub error: Option<&'a Error>,
+    /// Why the last option was refused, where that came after the chat.
+    pub refusal: Option<&'a Error>,
+    /// Whether there has been a chat.
+    pub begun: bool,
+}
+
+impl Facts<'_> {
+    /// The value of a text key.
+    pub fn text(&self, key: &str) -> Option<String> {
+        let newest = self.refusal.or(self.error);
+        let reply = self.reply;
+        match key {
+            "error" => newest.map(Error::to_string),
+            "error_code" => newest.and_then(Error::code).map(str::to_owned).or_else(|| {
+                (reply.rewritten && self.refusal.is_none()).then(|| "rewritten".to_owned())
+            }),
+            "error_body" => self.error.and_then(Error::body).map(str::to_owned),
+            "text" => self.begun.then(|| reply.text.clone()),
+            "reasoning" => Some(reply.reasoning.clone()).filter(|text| !text.is_empty()),
+            "message" => {
+                let is_there = self.begun && (self.error.is_none() || !reply.text.is_empty());
+                is_there.then(|| reply.message().to_string())
+            }
+            "finish_reason" => reply.finish_reason.clone(),
+            "usage" => reply.usage.as_ref().map(Value::to_string),
+            "model" => reply.model.clone(),
+            "request_id" => reply.request_id.clone(),
+            "url" => reply.url.clone(),
+            _ => None,
+        }
+    }
+
+    /// The value of a number key.
+    pub fn number(&self, key: &str) -> Option<i64> {
+        let reply = self.reply;
+        let ms = |time: std::time::Duration| time.as_millis() as i64;
+        // The names of the counts differ between services' dialects; these are the usual ones.
+        let count = |path: &[&str]| {
+            let usage = reply.usage.as_ref()?;
+            path.iter().try_fold(usage, |value, name| value.get(name))?.as_i64()
+        };
+        if !self.begun {
+            return None;
+        }
+        match key {
+            "http_status" => reply.http_status.map(i64::from),
+            "retry_after_ms" => self.error.and_then(Error::retry_after).map(ms),
+            "retryable" => Some(self.error.is_some_and(Error::is_retryable).into()),
+            "attempts" => Some(reply.attempts.into()),
+            "prompt_tokens" => count(&["prompt_tokens"]),
+            "completion_tokens" => count(&["completion_tokens"]),
+            "total_tokens" => count(&["total_tokens"]),
+            "reasoning_tokens" => count(&["completion_tokens_details", "reasoning_tokens"]),
+            "cached_tokens" => count(&["prompt_tokens_details", "cached_tokens"]),
+            "text_len" => Some(reply.text.len() as i64),
+            "pieces" => Some(reply.pieces as i64),
+            "first_text_ms" => reply.first_text.map(ms),
+            "duration_ms" => Some(ms(reply.duration)),
+            _ => None,
+        }
+    }
+}
+
+/// The texts that were handed out: each is kept until its key is asked for again, or a new chat.
+#[derive(Default)]
+pub(super) struct Kept(BTreeMap<String, Box<[u8]>>);
+
+impl Kept {
+    /// Keeps a text under its key; the pointer to it, which a NUL ends.
+    pub fn keep(&mut self, key: &str, text: String) -> *const c_char {
+        let mut bytes = text.into_bytes();
+        bytes.push(0);
+        let kept = match self.0.get_mut(key) {
+            // The same again: the old pointer stays good.
+            Some(kept) if **kept == *bytes => kept,
+            Some(kept) => {
+                *kept = bytes.into();
+                kept
+            }
+            None => self.0.entry(key.to_owned()).or_insert_with(|| bytes.into()),
+        };
+        kept.as_ptr().cast()
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}

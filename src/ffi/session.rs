@@ -1,0 +1,358 @@
+//! The state behind a `gptalk_client`, and behind a thread's one-liners.
+
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::api::{gptalk_callback, gptalk_status};
+use super::contained;
+use super::outcome::{Facts, Kept};
+use crate::cancel::CancelHandle;
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::message::Conversation;
+use crate::reply::Reply;
+use crate::stream::{Event, Stream};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic under one of these locks is contained, and the chat it hit is given up.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A client: options, connections, channels, one chat at a time, and the outcome of the last one.
+///
+/// The caller holds it as a pointer from `gptalk_client_new`; a chat holds it too while it runs,
+/// so that it may be freed inside its own callback.
+pub struct gptalk_client {
+    pub(super) client: Mutex<Client>,
+    /// Apart from the lock, for signal handlers.
+    pub(super) cancel: CancelHandle,
+    pub(super) channels: Mutex<Channels>,
+    pub(super) session: Session,
+    turn: AtomicU8,
+    /// The piece that `gptalk_next` handed out.
+    pub(super) piece: Mutex<Vec<u8>>,
+}
+
+/// Who has the client's one chat.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Turn {
+    /// Nobody.
+    Idle = 0,
+    /// `gptalk_client_chat`.
+    Chat = 1,
+    /// The pull form, between two calls.
+    Pull = 2,
+    /// The pull form, inside a call.
+    Pulling = 3,
+}
+
+impl gptalk_client {
+    pub fn new(client: Client) -> gptalk_client {
+        gptalk_client {
+            cancel: client.cancel_handle(),
+            client: Mutex::new(client),
+            channels: Mutex::default(),
+            session: Session::default(),
+            turn: AtomicU8::new(Turn::Idle as u8),
+            piece: Mutex::default(),
+        }
+    }
+
+    /// Takes the turn where it is as expected.
+    pub(super) fn pass(&self, from: Turn, to: Turn) -> bool {
+        let (from, to) = (from as u8, to as u8);
+        self.turn.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.turn.load(Ordering::Acquire) == Turn::Idle as u8
+    }
+
+    pub(super) fn begin(&self, conversation: Result<Conversation, Error>) -> gptalk_status {
+        let channels = *lock(&self.channels);
+        let stream = conversation.and_then(|conversation| lock(&self.client).stream(conversation));
+        self.session.begin(stream, &channels)
+    }
+}
+
+/// A function of the host's and what it is to be given.
+#[derive(Clone, Copy)]
+pub(super) struct Callback {
+    function: unsafe extern "C-unwind" fn(*const c_char, usize, *mut c_void) -> c_int,
+    userdata: *mut c_void,
+}
+
+// SAFETY: the pointer is the host's; it is only handed back to the host's function, on the thread
+// that the host itself runs the chat on. The header says so.
+unsafe impl Send for Callback {}
+
+impl Callback {
+    pub fn new(function: gptalk_callback, userdata: *mut c_void) -> Option<Callback> {
+        function.map(|function| Callback { function, userdata })
+    }
+
+    /// Calls the host; whether it wants to go on. `text` ends with a NUL that does not count.
+    ///
+    /// Whatever the host throws passes through here: no lock may be held, and no `catch_unwind`
+    /// may be on the way.
+    fn call(self, text: &[u8]) -> bool {
+        // SAFETY: `function` is a function of this signature, as the host promised when it gave
+        // it; `text` is valid for the call and ends with a NUL.
+        let result =
+            unsafe { (self.function)(text.as_ptr().cast(), text.len() - 1, self.userdata) };
+        result == 0
+    }
+}
+
+/// The further channels of a client.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Channels {
+    reasoning: Option<Callback>,
+    event: Option<Callback>,
+    tick: Option<Callback>,
+    log: Option<Callback>,
+}
+
+impl Channels {
+    /// Where a channel's callback is; `None`: there is no such channel.
+    pub fn slot(&mut self, name: &str) -> Option<&mut Option<Callback>> {
+        match name {
+            "reasoning" => Some(&mut self.reasoning),
+            "event" => Some(&mut self.event),
+            "tick" => Some(&mut self.tick),
+            "log" => Some(&mut self.log),
+            _ => None,
+        }
+    }
+}
+
+/// A chat that runs, or the outcome of the last one.
+#[derive(Default)]
+pub(super) struct Session(Mutex<Live>);
+
+#[derive(Default)]
+struct Live {
+    stream: Option<Stream>,
+    reply: Reply,
+    error: Option<Error>,
+    refusal: Option<Error>,
+    begun: bool,
+    kept: Kept,
+}
+
+/// What a pull brought, in the caller's buffer.
+enum Pulled {
+    Text,
+    Reasoning,
+    Event,
+    Tick,
+    Log,
+    End,
+}
+
+impl Session {
+    /// A new chat: forgets the last one's outcome.
+    pub fn begin(&self, stream: Result<Stream, Error>, channels: &Channels) -> gptalk_status {
+        let mut live = lock(&self.0);
+        *live = Live {
+            begun: true,
+            ..Live::default()
+        };
+        match stream {
+            Ok(mut stream) => {
+                if channels.event.is_some() {
+                    stream = stream.with_events();
+                }
+                if channels.log.is_some() {
+                    stream = stream.with_log();
+                }
+                live.stream = Some(stream);
+            }
+            Err(error) => live.error = Some(error),
+        }
+        live.status()
+    }
+
+    /// Runs the chat until it has ended, or until there is text and `on_text` is `None`: the text
+    /// is in `piece` then, with a NUL behind it. `false`: the chat has ended.
+    pub fn run(
+        &self,
+        piece: &mut Vec<u8>,
+        on_text: Option<Option<Callback>>,
+        channels: Option<&Mutex<Channels>>,
+    ) -> bool {
+        let channel = |pick: fn(&Channels) -> Option<Callback>| {
+            channels.and_then(|channels| pick(&lock(channels)))
+        };
+        loop {
+            let Some(pulled) = contained(|| self.pull(piece)) else {
+                self.broken();
+                return false;
+            };
+            let callback = match pulled {
+                Pulled::End => return false,
+                Pulled::Text => match on_text {
+                    None => return true,
+                    Some(callback) => callback,
+                },
+                Pulled::Reasoning => channel(|channels| channels.reasoning),
+                Pulled::Event => channel(|channels| channels.event),
+                Pulled::Tick => channel(|channels| channels.tick),
+                Pulled::Log => channel(|channels| channels.log),
+            };
+            if callback.is_some_and(|callback| !callback.call(piece)) {
+                self.cancel();
+            }
+        }
+    }
+
+    fn pull(&self, piece: &mut Vec<u8>) -> Pulled {
+        piece.clear();
+        let mut live = lock(&self.0);
+        let Some(event) = live.stream.as_mut().and_then(Stream::next_event) else {
+            live.end();
+            return Pulled::End;
+        };
+        let (pulled, text) = match event {
+            Event::Text(text) => (Pulled::Text, text),
+            Event::Reasoning(text) => (Pulled::Reasoning, text),
+            Event::Json(text) => (Pulled::Event, text),
+            Event::Log(text) => (Pulled::Log, text),
+            Event::Tick => (Pulled::Tick, ""),
+        };
+        piece.extend_from_slice(text.as_bytes());
+        piece.push(0);
+        pulled
+    }
+
+    /// Ends the chat as cancelled, if it still runs.
+    pub fn cancel(&self) {
+        if let Some(stream) = &mut lock(&self.0).stream {
+            stream.cancel();
+        }
+    }
+
+    /// Ends the chat, as cancelled if it still runs, and tells how it ended.
+    pub fn finish(&self) -> gptalk_status {
+        let mut live = lock(&self.0);
+        if let Some(stream) = &mut live.stream {
+            stream.cancel();
+        }
+        live.end();
+        live.status()
+    }
+
+    /// How the last chat ended.
+    pub fn outcome(&self) -> gptalk_status {
+        lock(&self.0).status()
+    }
+
+    /// A panic came up: the chat is given up. The text so far stays.
+    fn broken(&self) {
+        let mut live = lock(&self.0);
+        if let Some(stream) = live.stream.take() {
+            live.reply = stream.reply().clone();
+            // What broke may break again while it is dropped.
+            contained(move || drop(stream));
+        }
+        live.error = Some(defect());
+    }
+
+    /// Keeps why something was refused, to be asked for.
+    pub fn refuse(&self, error: Error) -> gptalk_status {
+        let status = gptalk_status::from(error.kind());
+        lock(&self.0).refusal = Some(error);
+        status
+    }
+
+    pub fn text(&self, key: &str) -> Option<*const c_char> {
+        let mut live = lock(&self.0);
+        let text = live.facts().text(key)?;
+        Some(live.kept.keep(key, text))
+    }
+
+    pub fn number(&self, key: &str) -> Option<i64> {
+        lock(&self.0).facts().number(key)
+    }
+
+    /// Whether there has been a chat.
+    pub fn has_begun(&self) -> bool {
+        lock(&self.0).begun
+    }
+}
+
+impl Live {
+    fn end(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            match stream.finish() {
+                Ok(reply) => self.reply = reply,
+                Err(error) => {
+                    self.reply = error.reply().cloned().unwrap_or_default();
+                    self.error = Some(error);
+                }
+            }
+            self.kept.clear();
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            reply: self.stream.as_ref().map_or(&self.reply, Stream::reply),
+            error: self.error.as_ref(),
+            refusal: self.refusal.as_ref(),
+            begun: self.begun,
+        }
+    }
+
+    fn status(&self) -> gptalk_status {
+        match &self.error {
+            Some(error) => error.kind().into(),
+            None => gptalk_status::GPTALK_OK,
+        }
+    }
+}
+
+/// The error of a panic.
+pub(super) fn defect() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        "a defect in gptalk was contained; please report what the library printed on stderr",
+    )
+}
+
+/// Ends a chat on every way out, be it an exception of the host's.
+pub(super) struct Ending<'a> {
+    pub session: &'a Session,
+    pub client: Option<&'a gptalk_client>,
+    /// What the client's turn is to be given back from.
+    pub turn: Turn,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.session.finish();
+        if let Some(client) = self.client {
+            client.pass(self.turn, Turn::Idle);
+        }
+    }
+}
+
+thread_local! {
+    /// The outcome of this thread's last one-liner, and of what it was refused without a client.
+    static ONE_LINER: RefCell<Arc<Session>> = RefCell::default();
+}
+
+/// This thread's one-liner session. While a thread ends it has none, and gets one that is
+/// forgotten.
+pub(super) fn one_liner() -> Arc<Session> {
+    ONE_LINER.try_with(|session| session.borrow().clone()).unwrap_or_default()
+}
+
+/// Makes a session this thread's own.
+pub(super) fn set_one_liner(session: Arc<Session>) {
+    // The old one is dropped outside the borrow.
+    let _old = ONE_LINER.try_with(|slot| slot.replace(session));
+}
