@@ -143,7 +143,9 @@ fn next(entries: &mut BTreeMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) 
     let entry = entries.entry(identity.clone()).or_default();
     let now = unix_now();
     // An expired token that chats still hold goes when they are done.
-    entry.tokens.retain(|token| token.leased > 0 || !token.is_expired(now));
+    entry
+        .tokens
+        .retain(|token| token.leased > 0 || !token.is_expired(now));
     let usable = |token: &&mut Token| token.leased + token.spent < USES && !token.is_expired(now);
     if let Some(token) = entry.tokens.iter_mut().find(usable) {
         token.leased += 1;
@@ -156,7 +158,9 @@ fn next(entries: &mut BTreeMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) 
     }
     let me = this_thread();
     let is_stuck = |login: &InFlight| {
-        login.parked.is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
+        login
+            .parked
+            .is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
     };
     if entry.login.as_ref().is_some_and(|login| !is_stuck(login)) {
         return None;
@@ -224,7 +228,9 @@ impl Login {
 
     fn update(&self, change: impl FnOnce(&mut InFlight)) {
         let mut entries = BOOK.get().lock();
-        let login = entries.get_mut(&self.identity).and_then(|entry| entry.login.as_mut());
+        let login = entries
+            .get_mut(&self.identity)
+            .and_then(|entry| entry.login.as_mut());
         // Another chat may have taken the login over.
         if let Some(login) = login.filter(|login| login.id == self.id) {
             change(login);
@@ -283,7 +289,11 @@ impl Lease {
         let mut entries = book.lock();
         // The token may be gone: refused to another chat, or left behind in a fork's parent.
         if let Some(entry) = entries.get_mut(&self.identity) {
-            if let Some(at) = entry.tokens.iter().position(|token| token.id == self.token_id) {
+            if let Some(at) = entry
+                .tokens
+                .iter()
+                .position(|token| token.id == self.token_id)
+            {
                 entry.tokens[at].leased -= 1;
                 change(entry, at);
             }

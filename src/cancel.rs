@@ -38,7 +38,9 @@ impl Gate {
             0 => None,
             _ => Some(state.wrapping_add(ONE_CANCEL)),
         };
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, cancel).is_ok()
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cancel)
+            .is_ok()
     }
 }
 

@@ -141,7 +141,13 @@ impl Client {
         };
         let chat = gptalk::Chat::new(setting, &conversation)?;
         let end = total.map(|(end, _)| end);
-        Ok(Stream::new(chat, config.clone(), self.gate.clone(), started, end))
+        Ok(Stream::new(
+            chat,
+            config.clone(),
+            self.gate.clone(),
+            started,
+            end,
+        ))
     }
 
     /// Cancels the chats that run on this client, from any thread.

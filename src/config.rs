@@ -106,9 +106,8 @@ impl Options {
             }),
             "max_tokens" => put(&mut self.max_tokens, value, |text| whole(key, text)),
             "body" => put(&mut self.body, value, |text| {
-                serde_json::from_str(text).map_err(|error| {
-                    Error::misuse(format!("body: give a JSON object ({error})"))
-                })
+                serde_json::from_str(text)
+                    .map_err(|error| Error::misuse(format!("body: give a JSON object ({error})")))
             }),
             "header" => match value {
                 Some(text) => {
@@ -126,7 +125,9 @@ impl Options {
                 "none" => Ok(None),
                 _ => Proxy::parse(key, text).map(Some),
             }),
-            "ca_file" => put(&mut self.ca_file, value, |path| read_ca_file(path).map(Arc::new)),
+            "ca_file" => put(&mut self.ca_file, value, |path| {
+                read_ca_file(path).map(Arc::new)
+            }),
             "connect_timeout_ms" => put(&mut self.connect_timeout, value, |t| whole(key, t)),
             "response_timeout_ms" => put(&mut self.response_timeout, value, |t| whole(key, t)),
             "idle_timeout_ms" => put(&mut self.idle_timeout, value, |t| whole(key, t)),
@@ -221,8 +222,7 @@ impl Config {
             max_reply_bytes: first(layers, |o| o.max_reply_bytes).unwrap_or(64 << 20),
             user_agent: first(layers, |o| o.user_agent.clone())
                 .unwrap_or_else(|| concat!("gptalk/", env!("CARGO_PKG_VERSION")).to_owned()),
-            app_id: first(layers, |o| o.app_id.clone())
-                .unwrap_or_else(|| GPTALK_APP_ID.to_owned()),
+            app_id: first(layers, |o| o.app_id.clone()).unwrap_or_else(|| GPTALK_APP_ID.to_owned()),
             fingerprint: first(layers, |o| o.fingerprint.clone()),
         })
     }
@@ -242,7 +242,9 @@ impl Config {
 
 /// Whether a header of this name (in lower case) carries a credential.
 pub(crate) fn names_a_secret(name: &str) -> bool {
-    ["auth", "cookie", "key", "token", "secret"].iter().any(|word| name.contains(word))
+    ["auth", "cookie", "key", "token", "secret"]
+        .iter()
+        .any(|word| name.contains(word))
         && name != "x-auth-appid"
 }
 
@@ -306,7 +308,9 @@ fn put<T>(
 
 fn bad(key: &str, value: &str, what_to_do: &str) -> Error {
     let shown: String = value.chars().take(80).collect();
-    Error::misuse(format!("{key}: {shown:?} is not a value of it: {what_to_do}"))
+    Error::misuse(format!(
+        "{key}: {shown:?} is not a value of it: {what_to_do}"
+    ))
 }
 
 fn whole(key: &str, text: &str) -> Result<u64, Error> {
@@ -322,7 +326,11 @@ fn header_text(key: &str, text: &str) -> Result<String, Error> {
     if text.bytes().all(is_header_byte) {
         Ok(text.to_owned())
     } else {
-        Err(bad(key, text, "a header takes printable ASCII characters alone"))
+        Err(bad(
+            key,
+            text,
+            "a header takes printable ASCII characters alone",
+        ))
     }
 }
 
@@ -349,7 +357,9 @@ fn header(text: &str) -> Result<(String, String), Error> {
     let name = name.trim().to_ascii_lowercase();
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(token) {
-        return Err(Error::misuse(format!("header: {name:?} is not a header name")));
+        return Err(Error::misuse(format!(
+            "header: {name:?} is not a header name"
+        )));
     }
     const OURS: &[&str] = &[
         "accept-encoding",
@@ -377,7 +387,9 @@ fn read_ca_file(path: &str) -> Result<CaFile, Error> {
         .map_err(|error| Error::misuse(format!("ca_file: {path:?} cannot be read: {error}")))?;
     let usable = {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(certificates.iter().cloned()).0
+        roots
+            .add_parsable_certificates(certificates.iter().cloned())
+            .0
     };
     if usable == 0 {
         return Err(Error::misuse(format!(

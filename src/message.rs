@@ -81,7 +81,10 @@ impl Conversation {
         if json.len() > MAX_JSON {
             return Err(Error::new(
                 ErrorKind::Limit,
-                format!("the messages are {} bytes of JSON, more than 64 MiB", json.len()),
+                format!(
+                    "the messages are {} bytes of JSON, more than 64 MiB",
+                    json.len()
+                ),
             ));
         }
         let value = serde_json::from_str(json)
@@ -120,7 +123,8 @@ impl Conversation {
 
     /// Adds a message at the end.
     pub fn push(&mut self, message: Message) {
-        self.messages.push(json!({"role": message.role, "content": message.content}));
+        self.messages
+            .push(json!({"role": message.role, "content": message.content}));
     }
 
     /// Adds a message given as JSON, such as [`Reply::message`](crate::Reply::message).
@@ -145,7 +149,9 @@ impl Conversation {
             None => Conversation::new(),
         };
         if !talk.members.is_empty() {
-            return Err(Error::misuse("a message is pushed on an array, not on a request object"));
+            return Err(Error::misuse(
+                "a message is pushed on an array, not on a request object",
+            ));
         }
         talk.push_json(match role {
             Some(role) => json!({"role": role, "content": content}),
@@ -172,11 +178,13 @@ impl Conversation {
     /// Role and content of each message, in order.
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.messages.iter().map(|message| {
-            let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+            let role = message
+                .get("role")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             (role, message.get("content").unwrap_or(&Value::Null))
         })
     }
-
 }
 
 fn check(message: &Value) -> Result<(), &'static str> {
@@ -226,7 +234,9 @@ impl From<&Conversation> for Conversation {
 impl FromIterator<Message> for Conversation {
     fn from_iter<I: IntoIterator<Item = Message>>(messages: I) -> Self {
         let mut conversation = Conversation::new();
-        messages.into_iter().for_each(|message| conversation.push(message));
+        messages
+            .into_iter()
+            .for_each(|message| conversation.push(message));
         conversation
     }
 }

@@ -66,7 +66,8 @@ impl Proxy {
                 decoded
                     .filter(|(user, password): &(String, String)| {
                         // SOCKS5 (RFC 1929) counts each in one byte; a header takes no controls.
-                        let fits = |part: &str| part.len() <= 255 && !part.contains(char::is_control);
+                        let fits =
+                            |part: &str| part.len() <= 255 && !part.contains(char::is_control);
                         fits(user) && fits(password)
                     })
                     .ok_or_else(|| bad("the user name or password is too long or not text"))
@@ -126,19 +127,21 @@ pub(crate) fn from_env(
 /// Whether a `no_proxy` list names the URL's host: `*`, the host itself or a parent domain, with
 /// or without a leading dot; an entry with a port counts for that port alone.
 fn is_exempt(url: &Url, list: &str) -> bool {
-    list.split([',', ' ', '\t']).filter(|e| !e.is_empty()).any(|entry| {
-        if entry == "*" {
-            return true;
-        }
-        let Ok((name, port)) = split_port(entry.trim_start_matches('.')).or_else(|_| {
-            // A bare IPv6 address has colons and no brackets.
-            entry.parse::<IpAddr>().map(|ip| (ip.to_string(), None))
-        }) else {
-            return false;
-        };
-        port.is_none_or(|port| port == url.port)
-            && url.host.strip_suffix(&name).is_some_and(|head| {
-                head.is_empty() || (head.ends_with('.') && name.parse::<IpAddr>().is_err())
-            })
-    })
+    list.split([',', ' ', '\t'])
+        .filter(|e| !e.is_empty())
+        .any(|entry| {
+            if entry == "*" {
+                return true;
+            }
+            let Ok((name, port)) = split_port(entry.trim_start_matches('.')).or_else(|_| {
+                // A bare IPv6 address has colons and no brackets.
+                entry.parse::<IpAddr>().map(|ip| (ip.to_string(), None))
+            }) else {
+                return false;
+            };
+            port.is_none_or(|port| port == url.port)
+                && url.host.strip_suffix(&name).is_some_and(|head| {
+                    head.is_empty() || (head.ends_with('.') && name.parse::<IpAddr>().is_err())
+                })
+        })
 }

@@ -254,7 +254,9 @@ impl Stream {
             Shown::Reasoning
         } else if !self.out.text.is_empty() {
             self.reply.pieces += 1;
-            self.reply.first_text.get_or_insert_with(|| self.started.elapsed());
+            self.reply
+                .first_text
+                .get_or_insert_with(|| self.started.elapsed());
             Shown::Text
         } else {
             Shown::Nothing
@@ -274,7 +276,12 @@ impl Stream {
         if self.total.is_some_and(|total| until >= total) {
             return Phase::Ending(Err(error));
         }
-        self.out.note(|| format!("try {tried} failed, the next in {} ms: {error}", wait.as_millis()));
+        self.out.note(|| {
+            format!(
+                "try {tried} failed, the next in {} ms: {error}",
+                wait.as_millis()
+            )
+        });
         Phase::Waiting(until)
     }
 
@@ -355,12 +362,16 @@ impl Iterator for Stream {
         if std::mem::replace(&mut self.reported, true) {
             return None;
         }
-        self.outcome.clone().map(|error| Err(error.with_reply(self.reply.clone())))
+        self.outcome
+            .clone()
+            .map(|error| Err(error.with_reply(self.reply.clone())))
     }
 }
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("reply", &self.reply).finish_non_exhaustive()
+        f.debug_struct("Stream")
+            .field("reply", &self.reply)
+            .finish_non_exhaustive()
     }
 }

@@ -1,3 +1,5 @@
+//! Every exported function, in the order of the header that is generated from this file.
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, PoisonError};
 
@@ -57,11 +59,7 @@ use gptalk_status::{GPTALK_BUSY, GPTALK_INTERNAL, GPTALK_MISUSE, GPTALK_OK};
 /// one-liner, gptalk_cancel(), gptalk_client_free() of the client itself. C++ exceptions and Lua
 /// errors may pass through; longjmp() may not.
 pub type gptalk_callback = Option<
-    unsafe extern "C-unwind" fn(
-        text: *const c_char,
-        len: usize,
-        userdata: *mut c_void,
-    ) -> c_int,
+    unsafe extern "C-unwind" fn(text: *const c_char, len: usize, userdata: *mut c_void) -> c_int,
 >;
 
 /// The one-liner: sends a conversation and calls `cb` for each piece of the streamed reply.
@@ -193,7 +191,9 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
             return GPTALK_INTERNAL;
         }
         let callback = Callback::new(cb, userdata);
-        client.session.run(&mut Vec::new(), Some(callback), Some(&client.channels));
+        client
+            .session
+            .run(&mut Vec::new(), Some(callback), Some(&client.channels));
     }
     client.session.outcome()
 }
@@ -240,9 +240,11 @@ pub unsafe extern "C-unwind" fn gptalk_set(
         // SAFETY: the caller gives NULL or NUL-terminated strings that live through the call.
         let (key, value) = unsafe { (text("key", key)?, optional_text("value", value)?) };
         match client {
-            Some(client) => {
-                client.client.lock().unwrap_or_else(PoisonError::into_inner).set(key, value)
-            }
+            Some(client) => client
+                .client
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .set(key, value),
             None => set_default(key, value),
         }
     });
@@ -275,7 +277,10 @@ pub unsafe extern "C-unwind" fn gptalk_on(
     let done = contained(|| {
         // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
         let name = unsafe { text("channel", channel) }?;
-        let mut channels = client.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = client
+            .channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let slot = channels.slot(name).ok_or_else(|| {
             Error::misuse(format!(
                 "\"{name}\" is not a channel; the channels are reasoning, event, tick, log"
@@ -314,7 +319,11 @@ pub unsafe extern "C-unwind" fn gptalk_start(
         client.begin(unsafe { conversation(msgs_json) })
     });
     let status = begun.unwrap_or_else(|| client.session.refuse(defect()));
-    let next = if status == GPTALK_OK { Turn::Pull } else { Turn::Idle };
+    let next = if status == GPTALK_OK {
+        Turn::Pull
+    } else {
+        Turn::Idle
+    };
     client.pass(Turn::Pulling, next);
     status
 }
@@ -379,7 +388,9 @@ pub unsafe extern "C-unwind" fn gptalk_finish(client: *mut gptalk_client) -> gpt
         return GPTALK_BUSY;
     }
     if !client.session.has_begun() {
-        return client.session.refuse(Error::misuse("gptalk_finish: the client has had no chat"));
+        return client
+            .session
+            .refuse(Error::misuse("gptalk_finish: the client has had no chat"));
     }
     client.session.outcome()
 }
@@ -590,17 +601,17 @@ unsafe fn hold(client: *mut gptalk_client) -> Option<Arc<gptalk_client>> {
 /// # Safety
 ///
 /// `pointer` is NULL or a NUL-terminated string that lives for `'a`.
-unsafe fn optional_text<'a>(
-    name: &str,
-    pointer: *const c_char,
-) -> Result<Option<&'a str>, Error> {
+unsafe fn optional_text<'a>(name: &str, pointer: *const c_char) -> Result<Option<&'a str>, Error> {
     if pointer.is_null() {
         return Ok(None);
     }
     // SAFETY: as the caller says.
     let bytes = unsafe { CStr::from_ptr(pointer) };
     let text = bytes.to_str().map_err(|error| {
-        Error::misuse(format!("{name} is not UTF-8: look at byte {}", error.valid_up_to()))
+        Error::misuse(format!(
+            "{name} is not UTF-8: look at byte {}",
+            error.valid_up_to()
+        ))
     })?;
     Ok(Some(text))
 }
@@ -640,6 +651,11 @@ fn report(client: Option<&gptalk_client>, done: Option<Result<(), Error>>) -> gp
 }
 
 fn no_client(function: &str) -> gptalk_status {
-    report(None, Some(Err(Error::misuse(format!("{function}: the client is NULL")))));
+    report(
+        None,
+        Some(Err(Error::misuse(format!(
+            "{function}: the client is NULL"
+        )))),
+    );
     GPTALK_MISUSE
 }

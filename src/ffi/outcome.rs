@@ -52,7 +52,9 @@ impl Facts<'_> {
         // The names of the counts differ between services' dialects; these are the usual ones.
         let count = |path: &[&str]| {
             let usage = reply.usage.as_ref()?;
-            path.iter().try_fold(usage, |value, name| value.get(name))?.as_i64()
+            path.iter()
+                .try_fold(usage, |value, name| value.get(name))?
+                .as_i64()
         };
         if !self.begun {
             return None;

@@ -64,7 +64,9 @@ impl gptalk_client {
     /// Takes the turn where it is as expected.
     pub(super) fn pass(&self, from: Turn, to: Turn) -> bool {
         let (from, to) = (from as u8, to as u8);
-        self.turn.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.turn
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -348,7 +350,9 @@ thread_local! {
 /// This thread's one-liner session. While a thread ends it has none, and gets one that is
 /// forgotten.
 pub(super) fn one_liner() -> Arc<Session> {
-    ONE_LINER.try_with(|session| session.borrow().clone()).unwrap_or_default()
+    ONE_LINER
+        .try_with(|session| session.borrow().clone())
+        .unwrap_or_default()
 }
 
 /// Makes a session this thread's own.

@@ -35,7 +35,11 @@ const STREAM: &str = "/api/chatgpt/chatapi/stream";
 const DEFAULT_MODEL: &str = "gpt-3.5-turbo";
 
 /// RFC 3986's unreserved characters stand for themselves.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// A chat in the GPTalk protocol.
 pub(crate) struct Chat {
@@ -118,10 +122,11 @@ impl Chat {
     pub fn advance(&mut self, reply: &mut Reply, out: &mut Out) -> Result<Step, Error> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Token => self.token(reply, out),
-            Phase::LogIn(login, mut fetch) => match fetch.advance()? {
+            // A login may happen twice: one whose connection broke is worth another try.
+            Phase::LogIn(login, mut fetch) => match fetch.advance().map_err(Error::with_unsent)? {
                 Some((answer, bytes)) => {
                     reply.http_status = Some(answer.status);
-                    let url = fetch.url();
+                    let url = fetch.shown_url();
                     out.note(|| format!("POST {url}: HTTP {}", answer.status));
                     if !is_success(answer.status) {
                         let error = refusal("the login", url, &answer, &bytes);
@@ -142,7 +147,7 @@ impl Chat {
             Phase::Submit(lease, mut fetch) => match fetch.advance()? {
                 Some((answer, bytes)) => {
                     reply.http_status = Some(answer.status);
-                    let url = fetch.url().to_owned();
+                    let url = fetch.shown_url().to_owned();
                     out.note(|| format!("POST {url}: HTTP {}", answer.status));
                     let read = if is_success(answer.status) {
                         read_text(&url, &bytes)
@@ -177,7 +182,7 @@ impl Chat {
                 Some(answer) => {
                     reply.http_status = Some(answer.status);
                     reply.request_id = answer.header("x-request-id").map(str::to_owned);
-                    let url = exchange.url().to_owned();
+                    let url = exchange.shown_url().to_owned();
                     out.note(|| format!("GET {url}: HTTP {}", answer.status));
                     self.phase = if is_success(answer.status) {
                         Phase::Read(Box::new(Reading {
@@ -199,7 +204,9 @@ impl Chat {
                 }
             },
             Phase::Refused(mut fetch) => match fetch.advance()? {
-                Some((answer, bytes)) => Err(refusal("the stream", fetch.url(), &answer, &bytes)),
+                Some((answer, bytes)) => {
+                    Err(refusal("the stream", fetch.shown_url(), &answer, &bytes))
+                }
                 None => {
                     self.phase = Phase::Refused(fetch);
                     Ok(Step::Pending)
@@ -217,7 +224,10 @@ impl Chat {
                 }
                 step
             }
-            Phase::Over => Err(Error::new(ErrorKind::Internal, "a chat that is over went on")),
+            Phase::Over => Err(Error::new(
+                ErrorKind::Internal,
+                "a chat that is over went on",
+            )),
         }
     }
 
@@ -232,7 +242,7 @@ impl Chat {
             Next::LogIn(login) => {
                 out.note(|| "no login token: logging in".into());
                 let fetch = self.log_in()?;
-                reply.url = Some(fetch.url().to_owned());
+                reply.url = Some(fetch.shown_url().to_owned());
                 self.phase = Phase::LogIn(login, Box::new(fetch));
                 Ok(Step::Progress)
             }
@@ -251,13 +261,18 @@ impl Chat {
             None => random_fingerprint()?,
         };
         let body = json!({"fingerprint": fingerprint, "platform": "fingerprint"}).to_string();
-        Ok(Fetch::new(self.request(LOGIN, None, Vec::new(), Some(body))))
+        Ok(Fetch::new(self.request(
+            LOGIN,
+            None,
+            Vec::new(),
+            Some(body),
+        )))
     }
 
     fn submit(&mut self, lease: Lease, reply: &mut Reply) {
         let authorization = vec![("authorization", format!("Bearer {}", lease.token()))];
         let exchange = self.request(TEXT, None, authorization, Some(self.submission.clone()));
-        reply.url = Some(exchange.url().to_owned());
+        reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Submit(lease, Box::new(Fetch::new(exchange)));
     }
 
@@ -266,7 +281,7 @@ impl Chat {
         out.add_secret(token);
         out.add_secret(&encoded);
         let exchange = self.request(STREAM, Some(format!("token={encoded}")), Vec::new(), None);
-        reply.url = Some(exchange.url().to_owned());
+        reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Open(Box::new(exchange));
     }
 
@@ -367,21 +382,26 @@ impl Reading {
         }
         // A last line without its end counts where it is whole.
         let rest = self.lines.rest();
+        let mut is_cut = false;
         if let Some(data) = sse::data(rest).filter(|data| !data.trim_ascii().is_empty()) {
-            let is_whole = is_done(data) || serde_json::from_str::<Value>(&text(data)).is_ok();
-            if is_whole {
+            if is_done(data) || parse_event(&text(data)).is_ok() {
                 let step = event(data, &mut self.events, &self.url, content, reply, out)?;
                 if step == Step::Done {
                     return Ok(step);
                 }
+            } else {
+                is_cut = true;
             }
         }
-        if self.events == 0 {
+        if self.events == 0 && !is_cut {
             return Err(empty(&self.url, &self.seen));
         }
         Err(Error::new(
             ErrorKind::Truncated,
-            format!("the reply from {} ended without its [DONE]: it was cut", self.url),
+            format!(
+                "the reply from {} ended without its [DONE]: it was cut",
+                self.url
+            ),
         ))
     }
 
@@ -396,10 +416,20 @@ impl Reading {
         let Some(json) = parse_json(bytes) else {
             return Err(empty(&self.url, &self.seen));
         };
-        let inner = json.get("data").filter(|data| data.get("content").is_some()).unwrap_or(&json);
+        let inner = json
+            .get("data")
+            .filter(|data| data.get("content").is_some())
+            .unwrap_or(&json);
         let text = inner.to_string();
         self.events = 0;
-        event(text.as_bytes(), &mut self.events, &self.url, content, reply, out)?;
+        event(
+            text.as_bytes(),
+            &mut self.events,
+            &self.url,
+            content,
+            reply,
+            out,
+        )?;
         if reply.text.is_empty() {
             return Err(empty(&self.url, &self.seen));
         }
@@ -409,7 +439,10 @@ impl Reading {
 
 /// Whether an answer begins like a JSON document, byte order mark and white space aside.
 fn begins_json(bytes: &[u8]) -> bool {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let bytes = bytes
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(bytes)
+        .trim_ascii_start();
     matches!(bytes.first(), Some(b'{' | b'['))
 }
 
@@ -490,7 +523,10 @@ fn stream_error(event: &Value, url: &str) -> Option<Error> {
     let words = words.unwrap_or_else(|| event.to_string());
     let error = Error::new(
         ErrorKind::Server,
-        format!("{url} reported an error inside the stream: {}", excerpt(words.as_bytes())),
+        format!(
+            "{url} reported an error inside the stream: {}",
+            excerpt(words.as_bytes())
+        ),
     );
     Some(match code {
         Some(code) => error.with_code(code),
@@ -512,7 +548,9 @@ fn parse_event(text: &str) -> Result<(Value, bool), serde_json::Error> {
         // serde_json refuses lone surrogates (serde-rs/json#495): mend them and parse again.
         Err(error) if text.contains("\\u") => {
             let (mended, ends_in_half) = mend_surrogates(text);
-            serde_json::from_str(&mended).map(|json| (json, ends_in_half)).map_err(|_| error)
+            serde_json::from_str(&mended)
+                .map(|json| (json, ends_in_half))
+                .map_err(|_| error)
         }
         Err(error) => Err(error),
     }
@@ -583,7 +621,10 @@ impl Content {
             None => {
                 reply.rewritten = true;
                 let characters = reply.text.chars().count();
-                whole.char_indices().nth(characters).map_or("", |(at, _)| &whole[at..])
+                whole
+                    .char_indices()
+                    .nth(characters)
+                    .map_or("", |(at, _)| &whole[at..])
             }
         };
         self.delivered += delta.len() as u64;
@@ -615,7 +656,10 @@ impl Content {
 fn read_login(url: &str, bytes: &[u8]) -> Result<(String, Option<i64>), Error> {
     let json = answer_json("the login", url, bytes)?;
     let data = json.get("data").unwrap_or(&Value::Null);
-    let token = data.get("token").and_then(Value::as_str).filter(|token| !token.is_empty());
+    let token = data
+        .get("token")
+        .and_then(Value::as_str)
+        .filter(|token| !token.is_empty());
     let Some(token) = token else {
         return Err(without_token(ErrorKind::Auth, "the login", url, &json));
     };
@@ -642,10 +686,15 @@ fn read_login(url: &str, bytes: &[u8]) -> Result<(String, Option<i64>), Error> {
 /// Whole seconds of a number, or of one in a string; what is beyond the range is at its end.
 fn unix_seconds(value: &Value) -> Option<i64> {
     match value {
-        Value::Number(number) => number.as_i64().or_else(|| number.as_f64().map(|s| s as i64)),
+        Value::Number(number) => number
+            .as_i64()
+            .or_else(|| number.as_f64().map(|s| s as i64)),
         Value::String(text) => {
             let text = text.trim();
-            let seconds = text.parse::<f64>().ok().filter(|seconds| !seconds.is_nan())?;
+            let seconds = text
+                .parse::<f64>()
+                .ok()
+                .filter(|seconds| !seconds.is_nan())?;
             Some(text.parse().unwrap_or(seconds as i64))
         }
         _ => None,
@@ -655,7 +704,10 @@ fn unix_seconds(value: &Value) -> Option<i64> {
 /// Reads the text's answer: the stream token.
 fn read_text(url: &str, bytes: &[u8]) -> Result<String, Error> {
     let json = answer_json("the text", url, bytes)?;
-    let token = json.get("data").and_then(|data| data.get("token")).and_then(Value::as_str);
+    let token = json
+        .get("data")
+        .and_then(|data| data.get("token"))
+        .and_then(Value::as_str);
     if let Some(token) = token.filter(|token| !token.is_empty()) {
         return Ok(token.to_owned());
     }
@@ -671,15 +723,22 @@ fn read_text(url: &str, bytes: &[u8]) -> Result<String, Error> {
 fn answer_json(what: &str, url: &str, bytes: &[u8]) -> Result<Value, Error> {
     parse_json(bytes).ok_or_else(|| match excerpt(bytes).as_str() {
         "" => Error::protocol(format!("{url} answered {what} with nothing")).with_code("empty"),
-        seen => Error::protocol(format!("{url} answered {what} with something that is not JSON: {seen}"))
-            .with_code("json"),
+        seen => Error::protocol(format!(
+            "{url} answered {what} with something that is not JSON: {seen}"
+        ))
+        .with_code("json"),
     })
 }
 
 fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value) -> Error {
     let (words, code) = service_words(json);
-    let words = words.map_or_else(String::new, |words| format!(": {}", excerpt(words.as_bytes())));
-    let error = Error::new(kind, format!("{url} answered {what} without a token{words}"));
+    let words = words.map_or_else(String::new, |words| {
+        format!(": {}", excerpt(words.as_bytes()))
+    });
+    let error = Error::new(
+        kind,
+        format!("{url} answered {what} without a token{words}"),
+    );
     match code {
         Some(code) => error.with_code(code),
         None => error,
@@ -689,7 +748,10 @@ fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value) -> Error 
 fn random_fingerprint() -> Result<String, Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Internal, format!("the system gives no random numbers: {error}"))
+        Error::new(
+            ErrorKind::Internal,
+            format!("the system gives no random numbers: {error}"),
+        )
     })?;
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
@@ -697,7 +759,10 @@ fn random_fingerprint() -> Result<String, Error> {
 /// What the service tells users apart by: the application, the fingerprint, and what the user's
 /// own headers say of them.
 fn identity(config: &Config) -> Identity {
-    let mut who = vec![config.app_id.clone(), config.fingerprint.clone().unwrap_or_default()];
+    let mut who = vec![
+        config.app_id.clone(),
+        config.fingerprint.clone().unwrap_or_default(),
+    ];
     let headers = config.headers.iter().filter(|(name, _)| {
         name.starts_with("x-auth-") || name == "authorization" || name == "cookie"
     });
@@ -717,7 +782,10 @@ fn submission(config: &Config, moment: i64, talk: &Conversation) -> Result<Strin
         ("content", json!(prompt(talk)?)),
         ("accept", json!("stream")),
         ("from", json!(1)),
-        ("model", json!(config.model.as_deref().unwrap_or(DEFAULT_MODEL))),
+        (
+            "model",
+            json!(config.model.as_deref().unwrap_or(DEFAULT_MODEL)),
+        ),
         ("is_mobile", json!(0)),
         ("user_agent", json!(config.user_agent)),
         ("is_open_ctx", json!(0)),
@@ -765,7 +833,10 @@ fn prompt(talk: &Conversation) -> Result<String, Error> {
 fn plain_text(content: &Value) -> Option<String> {
     match content {
         Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => parts.iter().map(|part| part.get("text")?.as_str()).collect(),
+        Value::Array(parts) => parts
+            .iter()
+            .map(|part| part.get("text")?.as_str())
+            .collect(),
         _ => None,
     }
 }

@@ -125,8 +125,8 @@ impl Fetch {
         }
     }
 
-    fn url(&self) -> &str {
-        self.exchange.url()
+    fn shown_url(&self) -> &str {
+        self.exchange.shown_url()
     }
 
     /// One step; `None`: nothing yet. Of an error answer, no more than its beginning.
@@ -146,14 +146,14 @@ impl Fetch {
             }
             Ok(Part::Pending) => false,
             Ok(Part::End) => true,
-            // The status says more than the way the connection ended.
-            Err(error) if is_error && error.kind() != ErrorKind::Timeout => true,
+            // The status says more than the way the body ended.
+            Err(_) if is_error => true,
             Err(error) => return Err(error),
         };
         if self.bytes.len() > limit && !is_error {
             return Err(Error::new(
                 ErrorKind::Limit,
-                format!("{} answered with more than 1 MiB of JSON", self.url()),
+                format!("{} answered with more than 1 MiB of JSON", self.shown_url()),
             ));
         }
         if !ended {
@@ -179,7 +179,9 @@ fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
         500..=599 => ErrorKind::Server,
         _ => ErrorKind::Protocol,
     };
-    let (words, code) = parse_json(bytes).map(|json| service_words(&json)).unwrap_or_default();
+    let (words, code) = parse_json(bytes)
+        .map(|json| service_words(&json))
+        .unwrap_or_default();
     let words = words.unwrap_or_else(|| excerpt(bytes));
     let advice = match status {
         300..=399 => {
@@ -195,11 +197,14 @@ fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
     };
     let colon = if words.is_empty() { "" } else { ": " };
     let is_final = code.as_deref() == Some("insufficient_quota");
-    let error = Error::new(kind, format!("{url} refused {what} with HTTP {status}{colon}{words}{advice}"))
-        .with_http_status(status)
-        .with_retry_after(retry_after(answer))
-        .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !is_final)
-        .with_body(lossy(bytes, SHOWN_ERROR));
+    let error = Error::new(
+        kind,
+        format!("{url} refused {what} with HTTP {status}{colon}{words}{advice}"),
+    )
+    .with_http_status(status)
+    .with_retry_after(retry_after(answer))
+    .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !is_final)
+    .with_body(lossy(bytes, SHOWN_ERROR));
     match code {
         Some(code) => error.with_code(code),
         None => error,
@@ -212,7 +217,11 @@ fn retry_after(answer: &Answer) -> Option<Duration> {
     let ms = |text: &str| Some(text.trim().parse::<f64>().ok()? / 1000.0);
     let date = |text: &str| {
         let until = httpdate::parse_http_date(text.trim()).ok()?;
-        Some(until.duration_since(SystemTime::now()).map_or(0.0, |wait| wait.as_secs_f64()))
+        Some(
+            until
+                .duration_since(SystemTime::now())
+                .map_or(0.0, |wait| wait.as_secs_f64()),
+        )
     };
     let seconds = answer.header("retry-after-ms").and_then(ms).or_else(|| {
         let text = answer.header("retry-after")?;
@@ -231,7 +240,9 @@ fn service_words(json: &Value) -> (Option<String>, Option<String>) {
         .iter()
         .find_map(|name| inner.get(name).and_then(text_of))
         .or_else(|| error.and_then(text_of));
-    let code = ["code", "type"].iter().find_map(|name| inner.get(name).and_then(text_of));
+    let code = ["code", "type"]
+        .iter()
+        .find_map(|name| inner.get(name).and_then(text_of));
     (words, code)
 }
 

@@ -26,14 +26,23 @@ pub(super) enum Framing {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Chunked {
     /// In the digits of a chunk's size.
-    Size { size: u64, digits: u8 },
+    Size {
+        size: u64,
+        digits: u8,
+    },
     /// Behind the size, up to the line's end.
-    Extension { size: u64, length: u32 },
+    Extension {
+        size: u64,
+        length: u32,
+    },
     Data(u64),
     /// The line end behind a chunk's data.
     DataEnd,
     /// A line of the trailer: how much of it, and of all of them.
-    Trailer { line: u32, all: u32 },
+    Trailer {
+        line: u32,
+        all: u32,
+    },
     Ended,
 }
 
@@ -59,7 +68,9 @@ impl Framing {
                 ended: false,
             }),
             Framing::Length(left) => {
-                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                let len = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len());
                 *left -= len as u64;
                 Ok(Piece {
                     skip: 0,
@@ -90,7 +101,9 @@ impl Chunked {
         let mut at = 0;
         loop {
             if let Chunked::Data(left) = self {
-                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len() - at);
+                let len = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len() - at);
                 *left -= len as u64;
                 if *left == 0 {
                     *self = Chunked::DataEnd;
@@ -305,7 +318,10 @@ impl Body {
 
     fn release(&mut self, undrained: Option<Framing>) {
         if let Some(mut connection) = self.connection.take().filter(|_| self.reusable) {
-            connection.wire.input.consume(std::mem::take(&mut self.ready));
+            connection
+                .wire
+                .input
+                .consume(std::mem::take(&mut self.ready));
             self.pool.put(connection, undrained);
         }
     }

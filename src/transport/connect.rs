@@ -72,7 +72,10 @@ impl Connecting {
     }
 
     fn step(&mut self) -> Result<Option<Wire>, Error> {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
             return Err(self.timed_out());
         }
         match std::mem::replace(&mut self.step, Step::Over) {
@@ -98,13 +101,20 @@ impl Connecting {
                 Err(error) if !is_not_yet(&error) => {
                     return Err(Error::new(
                         ErrorKind::Tls,
-                        format!("no TLS connection to {}: {}", self.peer(), tls::reason(&error)),
+                        format!(
+                            "no TLS connection to {}: {}",
+                            self.peer(),
+                            tls::reason(&error)
+                        ),
                     ));
                 }
                 _ => self.step = Step::Tls(tls),
             },
             Step::Over => {
-                return Err(Error::new(ErrorKind::Internal, "a connection that failed was used"));
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "a connection that failed was used",
+                ));
             }
         }
         Ok(None)
@@ -166,7 +176,10 @@ impl Connecting {
     }
 
     fn tunnel(&mut self, mut wire: Box<Wire>, mut tunnel: Tunnel) -> Result<Option<Wire>, Error> {
-        match tunnel.next(wire.input.unread()).map_err(|why| self.proxy_failed(&why))? {
+        match tunnel
+            .next(wire.input.unread())
+            .map_err(|why| self.proxy_failed(&why))?
+        {
             Say::Done(used) => {
                 wire.input.consume(used);
                 // The service speaks after us: bytes that are here already are not its own.
@@ -218,7 +231,12 @@ impl Connecting {
     }
 
     fn proxy_failed(&self, why: &str) -> Error {
-        let proxy = self.route.proxy.as_ref().map(ToString::to_string).unwrap_or_default();
+        let proxy = self
+            .route
+            .proxy
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         Error::new(
             ErrorKind::Network,
             format!("the proxy {proxy} {why}, on the way to {}", self.peer()),
@@ -230,7 +248,10 @@ impl Connecting {
         let limit = self.limit.unwrap_or_default().as_millis();
         timeout(
             "connect_timeout",
-            format!("no connection to {} within {limit} ms (connect_timeout_ms)", self.peer()),
+            format!(
+                "no connection to {} within {limit} ms (connect_timeout_ms)",
+                self.peer()
+            ),
         )
     }
 }
@@ -325,7 +346,10 @@ fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
     };
     let addrs = (host, port).to_socket_addrs().map_err(|error| {
         let text = error.to_string();
-        unknown(text.strip_prefix("failed to lookup address information: ").unwrap_or(&text))
+        unknown(
+            text.strip_prefix("failed to lookup address information: ")
+                .unwrap_or(&text),
+        )
     })?;
     let addrs: Vec<_> = addrs.collect();
     if addrs.is_empty() {

@@ -28,9 +28,7 @@ use std::{fmt, io};
 
 use ureq::http::HeaderMap;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, NextTimeout, Transport,
-};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, http};
 
 use super::body::{Body, Chunked, Framing};
@@ -111,19 +109,25 @@ impl Exchange {
         }
     }
 
-    /// The URL as it may be shown.
-    pub fn url(&self) -> &str {
+    /// The request's URL as it may be shown.
+    pub fn shown_url(&self) -> &str {
         &self.request.shown_url
     }
 
     /// One step; `None`: nothing yet.
     pub fn advance(&mut self) -> Result<Option<Answer>, Error> {
-        self.limits.check_total(Instant::now(), &self.request.shown_url)?;
+        self.limits
+            .check_total(Instant::now(), &self.request.shown_url)?;
         match std::mem::replace(&mut self.state, State::Over) {
             State::Start => {
-                self.state = match self.pool.take(&self.route) {
-                    Some(connection) if !self.replaced => State::Talking(Talk::new(connection)),
-                    _ => {
+                let idle = if self.replaced {
+                    None
+                } else {
+                    self.pool.take(&self.route)
+                };
+                self.state = match idle {
+                    Some(connection) => State::Talking(Talk::new(connection)),
+                    None => {
                         let connecting = Connecting::new(self.route.clone(), &self.limits);
                         State::Connecting(Box::new(connecting))
                     }
@@ -138,7 +142,10 @@ impl Exchange {
                 Ok(None)
             }
             State::Talking(talk) => self.talk(talk),
-            State::Over => Err(Error::new(ErrorKind::Internal, "an exchange that is over was used")),
+            State::Over => Err(Error::new(
+                ErrorKind::Internal,
+                "an exchange that is over was used",
+            )),
         }
     }
 
@@ -186,7 +193,10 @@ impl Exchange {
         let Connection { wire, link } = connection;
         let result = link.run(wire, &self.request);
         let Some(mut wire) = link.slot.take() else {
-            return Err(Error::new(ErrorKind::Internal, format!("{url}: a connection was lost")));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{url}: a connection was lost"),
+            ));
         };
         let ran = match result {
             Ok(response) => Ran::Header(response),
@@ -233,15 +243,28 @@ impl Exchange {
         Err(Error::new(ErrorKind::Network, format!("{url} {how} {when}")).with_code("closed"))
     }
 
-    fn answer(&self, connection: Connection, response: http::Response<()>) -> Result<Answer, Error> {
+    fn answer(
+        &self,
+        connection: Connection,
+        response: http::Response<()>,
+    ) -> Result<Answer, Error> {
         let url = &self.request.shown_url;
         let (head, ()) = response.into_parts();
         let says = |name, word: &str| {
-            head.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-                value.split(',').any(|item| item.trim().eq_ignore_ascii_case(word))
-            })
+            head.headers
+                .get_all(name)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .any(|value| {
+                    value
+                        .split(',')
+                        .any(|item| item.trim().eq_ignore_ascii_case(word))
+                })
         };
-        let encoding = head.headers.get("content-encoding").map(|v| v.as_bytes().to_ascii_lowercase());
+        let encoding = head
+            .headers
+            .get("content-encoding")
+            .map(|v| v.as_bytes().to_ascii_lowercase());
         if encoding.is_some_and(|encoding| encoding != b"identity" && !encoding.is_empty()) {
             return Err(Error::protocol(format!(
                 "{url} compressed its answer (Content-Encoding), which nobody asked for"
@@ -253,7 +276,10 @@ impl Exchange {
             false => !says("connection", "close"),
         };
         // ureq has checked that the lengths are numbers and agree.
-        let length = head.headers.get("content-length").and_then(|v| v.to_str().ok());
+        let length = head
+            .headers
+            .get("content-length")
+            .and_then(|v| v.to_str().ok());
         let length = length.and_then(|v| v.split(',').next()?.trim().parse().ok());
         let framing = if matches!(head.status.as_u16(), 101 | 204 | 304) {
             Framing::Length(0)
@@ -370,9 +396,18 @@ impl Link {
     fn run(&self, wire: Box<Wire>, request: &Request) -> Result<http::Response<()>, ureq::Error> {
         self.slot.put(wire);
         let mut builder = http::Request::builder()
-            .method(if request.body.is_some() { "POST" } else { "GET" })
+            .method(if request.body.is_some() {
+                "POST"
+            } else {
+                "GET"
+            })
             .uri(&request.url);
-        let replaced = |name: &str| request.user_headers.iter().any(|(theirs, _)| theirs == name);
+        let replaced = |name: &str| {
+            request
+                .user_headers
+                .iter()
+                .any(|(theirs, _)| theirs == name)
+        };
         for (name, value) in request.headers.iter().filter(|(name, _)| !replaced(name)) {
             builder = builder.header(*name, value);
         }
@@ -419,7 +454,9 @@ impl Connector for Slot {
 
 impl Lent {
     fn wire(&mut self) -> Result<&mut Wire, ureq::Error> {
-        self.wire.as_deref_mut().ok_or(ureq::Error::ConnectionFailed)
+        self.wire
+            .as_deref_mut()
+            .ok_or(ureq::Error::ConnectionFailed)
     }
 }
 
@@ -441,6 +478,12 @@ impl Transport for Lent {
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
         let wire = self.wire()?;
         wire.turn.queued = true;
+        if wire.turn.skipped > MAX_HEADER {
+            return Err(ureq::Error::LargeResponseHeader(
+                wire.turn.skipped,
+                MAX_HEADER,
+            ));
+        }
         match wire.pump() {
             Pump::Data => {
                 wire.turn.answered = true;
@@ -491,6 +534,7 @@ impl Buffers for Lent {
         self.progress = amount > 0;
         if let Some(wire) = &mut self.wire {
             wire.input.consume(amount);
+            wire.turn.skipped += amount;
         }
     }
 

@@ -70,9 +70,15 @@ impl Pool {
     pub(super) fn take(&self, route: &Route) -> Option<Connection> {
         loop {
             let mut idle = {
-                let mut all = self.idle.get().lock().unwrap_or_else(PoisonError::into_inner);
+                let mut all = self
+                    .idle
+                    .get()
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 all.retain(|idle| idle.since.elapsed() < MAX_AGE);
-                let at = all.iter().rposition(|idle| idle.connection.wire.route.serves(route))?;
+                let at = all
+                    .iter()
+                    .rposition(|idle| idle.connection.wire.route.serves(route))?;
                 all.remove(at)
             };
             if idle.is_clean() {
@@ -84,7 +90,11 @@ impl Pool {
 
     /// Keeps a connection for the next request.
     pub(super) fn put(&self, connection: Connection, undrained: Option<Framing>) {
-        let mut all = self.idle.get().lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self
+            .idle
+            .get()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_IDLE {
             all.remove(0);
         }

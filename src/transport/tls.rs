@@ -21,8 +21,11 @@ pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Resu
         })?,
         None => system_config()?,
     };
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| Error::misuse(format!("base_url: \"{host}\" cannot stand in a certificate")))?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+        Error::misuse(format!(
+            "base_url: \"{host}\" cannot stand in a certificate"
+        ))
+    })?;
     let session = ClientConnection::new(config.clone(), name)
         .map_err(|error| Error::new(ErrorKind::Tls, format!("TLS cannot begin: {error}")))?;
     Ok(Tls { session, under })
@@ -32,7 +35,10 @@ pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Resu
 fn system_config() -> Result<&'static Arc<ClientConfig>, Error> {
     static CONFIG: OnceCell<Arc<ClientConfig>> = OnceCell::new();
     CONFIG.get_or_try_init(|| {
-        let (file, dir) = (environment_var("SSL_CERT_FILE"), environment_var("SSL_CERT_DIR"));
+        let (file, dir) = (
+            environment_var("SSL_CERT_FILE"),
+            environment_var("SSL_CERT_DIR"),
+        );
         let found = match (file, dir) {
             (None, None) => rustls_native_certs::load_native_certs(),
             (file, dir) => rustls_native_certs::load_certs_from_paths(
@@ -61,7 +67,9 @@ fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, Error> {
 
 /// Why a handshake failed, in words.
 pub(super) fn reason(error: &io::Error) -> String {
-    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let cause = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match cause {
         Some(rustls::Error::InvalidCertificate(why)) => match why {
             CertificateError::UnknownIssuer => {
@@ -75,8 +83,7 @@ pub(super) fn reason(error: &io::Error) -> String {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "its certificate is not valid yet (is this machine's clock right?)".into()
             }
-            CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. } => {
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "its certificate is for another host name".into()
             }
             other => format!("its certificate is refused: {other}"),

@@ -153,7 +153,9 @@ fn connected(answer: &[u8]) -> Result<Say, String> {
         };
     };
     let line = String::from_utf8_lossy(answer.split(|b| *b == b'\r').next().unwrap_or(&[]));
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+    let status = line
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.split(' ').nth(1));
     match status {
         Some(code) if code.len() == 3 && code.starts_with('2') => Ok(Say::Done(end + 4)),
         Some("407") => Err("wants a user name and password (HTTP 407)".into()),
@@ -192,5 +194,9 @@ fn reply(answer: &[u8]) -> Result<Say, String> {
         Some(_) => return Err("answered with an unknown address type".into()),
         None => return Ok(Say::More),
     };
-    Ok(if answer.len() >= length { Say::Done(length) } else { Say::More })
+    Ok(if answer.len() >= length {
+        Say::Done(length)
+    } else {
+        Say::More
+    })
 }

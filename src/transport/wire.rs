@@ -147,6 +147,8 @@ pub(super) struct Turn {
     pub queued: bool,
     /// A byte of the answer has come.
     pub answered: bool,
+    /// Bytes of headers that ureq has read, informational ones (1xx) included.
+    pub skipped: usize,
     /// How the connection ended while ureq was reading.
     pub over: Option<Pump>,
 }
