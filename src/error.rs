@@ -87,7 +87,7 @@ struct Inner {
     http_status: Option<u16>,
     retry_after: Option<Duration>,
     retryable: bool,
-    unsent: bool,
+    repeatable: bool,
     reply: Option<Reply>,
 }
 
@@ -108,7 +108,7 @@ impl Error {
                     | ErrorKind::Server
                     | ErrorKind::Truncated
             ),
-            unsent: false,
+            repeatable: false,
             reply: None,
         }))
     }
@@ -146,9 +146,10 @@ impl Error {
         self
     }
 
-    /// Marks an error from before the first byte of the request was sent.
-    pub(crate) fn with_unsent(mut self) -> Self {
-        self.0.unsent = true;
+    /// Marks an error after which the request may be sent again without happening twice: nothing
+    /// of it was sent, or it is harmless to repeat.
+    pub(crate) fn with_repeatable(mut self) -> Self {
+        self.0.repeatable = true;
         self
     }
 
@@ -180,8 +181,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn is_unsent(&self) -> bool {
-        self.0.unsent
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.0.repeatable
     }
 
     /// What went wrong, to match on.

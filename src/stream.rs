@@ -332,7 +332,7 @@ fn is_worth_a_retry(error: &Error) -> bool {
     match error.http_status() {
         Some(_) => error.is_retryable(),
         // Before a byte was sent; but a time limit is not given out again and again.
-        None => error.is_unsent() && error.kind() == ErrorKind::Network,
+        None => error.is_repeatable() && error.kind() == ErrorKind::Network,
     }
 }
 

@@ -2,13 +2,13 @@
 //! whole answers, and the errors that answers mean.
 
 pub(crate) mod gptalk;
+mod json;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
-
+use self::json::{excerpt, lossy, parse_json, service_words};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::transport::{Answer, Exchange, Limits, Part, Pool, Request, Route};
@@ -229,49 +229,4 @@ fn retry_after(answer: &Answer) -> Option<Duration> {
     })?;
     let sane = seconds >= 0.0 && seconds.is_finite();
     sane.then(|| Duration::from_secs_f64(seconds.min(MAX_RETRY_AFTER.as_secs_f64())))
-}
-
-/// What a service says of an error, and its code: every shape that is known.
-fn service_words(json: &Value) -> (Option<String>, Option<String>) {
-    let json = json.get(0).unwrap_or(json);
-    let error = json.get("error").filter(|error| !error.is_null());
-    let inner = error.filter(|error| error.is_object()).unwrap_or(json);
-    let words = ["message", "msg", "detail"]
-        .iter()
-        .find_map(|name| inner.get(name).and_then(text_of))
-        .or_else(|| error.and_then(text_of));
-    let code = ["code", "type"]
-        .iter()
-        .find_map(|name| inner.get(name).and_then(text_of));
-    (words, code)
-}
-
-/// A string or a number as text; an object or an array as JSON; nothing where it is empty.
-fn text_of(value: &Value) -> Option<String> {
-    let text = match value {
-        Value::Null => return None,
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    (!text.is_empty()).then_some(text)
-}
-
-/// JSON that may begin with a byte order mark.
-fn parse_json(bytes: &[u8]) -> Option<Value> {
-    serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).ok()
-}
-
-/// The beginning of a text in one line, for an error.
-fn excerpt(bytes: &[u8]) -> String {
-    let text = lossy(bytes, EXCERPT);
-    text.trim().replace(|c: char| c.is_control(), " ")
-}
-
-/// The first bytes as text, no longer than `limit`.
-fn lossy(bytes: &[u8], limit: usize) -> String {
-    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(limit)]).into_owned();
-    while text.len() > limit {
-        text.pop();
-    }
-    text
 }

@@ -68,7 +68,7 @@ impl Connecting {
         if result.is_err() {
             self.step = Step::Over;
         }
-        result.map_err(Error::with_unsent)
+        result.map_err(Error::with_repeatable)
     }
 
     fn step(&mut self) -> Result<Option<Wire>, Error> {

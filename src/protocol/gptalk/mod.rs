@@ -1,0 +1,421 @@
+//! The GPTalk protocol: log in, submit the text, read the stream.
+//!
+//! ```text
+//!           ┌───────── 401, 403 on a token of an earlier chat ─────────┐
+//!           ▼                                                          │
+//!   Token ──┬── a token has a use left ───────────────────────▶ Submit ┴─▶ Open ──▶ Read ──▶ Over
+//!           └── none ──▶ LogIn ──▶ (its first use) ───────────────▲
+//! ```
+//!
+//! Every fact of the wire is of the protocol's description: the GPTalk provider, its known client.
+
+mod reading;
+mod submission;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+
+use self::reading::{Content, Reading};
+use super::json::{excerpt, parse_json, service_words, text_of};
+use super::{Fetch, Out, Setting, Step, is_success, refusal};
+use crate::auth::{self, Identity, Lease, Login, Next};
+use crate::config::{Config, is_header_byte};
+use crate::error::{Error, ErrorKind};
+use crate::message::Conversation;
+use crate::reply::Reply;
+use crate::transport::{Exchange, Request, SLICE};
+
+const LOGIN: &str = "/api/chatgpt/user/login";
+const TEXT: &str = "/api/chatgpt/chatapi/text";
+const STREAM: &str = "/api/chatgpt/chatapi/stream";
+
+/// RFC 3986's unreserved characters stand for themselves.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A chat in the GPTalk protocol.
+pub(crate) struct Chat {
+    setting: Setting,
+    identity: Arc<Identity>,
+    /// The text request's body.
+    submission: String,
+    phase: Phase,
+    /// The number of the token that this chat itself has logged in for.
+    own_token: Option<u64>,
+    content: Content,
+}
+
+enum Phase {
+    Token,
+    LogIn(Login, Box<Fetch>),
+    Submit(Lease, Box<Fetch>),
+    Open(Box<Exchange>),
+    Read(Box<Reading>),
+    /// The stream was refused: reading why.
+    Refused(Box<Fetch>),
+    Over,
+}
+
+impl Chat {
+    pub fn new(setting: Setting, conversation: &Conversation) -> Result<Chat, Error> {
+        let config = &setting.config;
+        let submission = submission::body(config, setting.moment, conversation)?;
+        let identity = Arc::new(identity(config));
+        Ok(Chat {
+            submission,
+            identity,
+            phase: Phase::Token,
+            own_token: None,
+            content: Content::new(config.max_reply_bytes),
+            setting,
+        })
+    }
+
+    /// The text is submitted anew: another try of the same chat.
+    pub fn restart(&mut self) {
+        self.phase = Phase::Token;
+    }
+
+    /// The chat is over: lets go of its connection, its login and its lease.
+    pub fn stop(&mut self) {
+        self.phase = Phase::Over;
+    }
+
+    /// The chat is left for a callback: says so where others wait for its login.
+    pub fn park(&self) {
+        if let Phase::LogIn(login, _) = &self.phase {
+            login.park();
+        }
+    }
+
+    /// The chat goes on after a callback.
+    pub fn unpark(&self) {
+        if let Phase::LogIn(login, _) = &self.phase {
+            login.unpark();
+        }
+    }
+
+    /// One step.
+    pub fn advance(&mut self, reply: &mut Reply, out: &mut Out) -> Result<Step, Error> {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Token => self.token(reply, out),
+            // A login may happen twice: one whose connection broke is worth another try.
+            Phase::LogIn(login, mut fetch) => {
+                match fetch.advance().map_err(Error::with_repeatable)? {
+                    Some((answer, bytes)) => {
+                        reply.http_status = Some(answer.status);
+                        let url = fetch.shown_url();
+                        out.note(|| format!("POST {url}: HTTP {}", answer.status));
+                        if !is_success(answer.status) {
+                            let error = refusal("the login", url, &answer, &bytes);
+                            return Err(error);
+                        }
+                        let (token, expires_at) = read_login(url, &bytes)?;
+                        out.add_secret(&token);
+                        let lease = login.succeeded(&token, expires_at);
+                        self.own_token = Some(lease.token_id());
+                        self.submit(lease, reply);
+                        Ok(Step::Progress)
+                    }
+                    None => {
+                        self.phase = Phase::LogIn(login, fetch);
+                        Ok(Step::Pending)
+                    }
+                }
+            }
+            Phase::Submit(lease, mut fetch) => match fetch.advance()? {
+                Some((answer, bytes)) => {
+                    reply.http_status = Some(answer.status);
+                    let url = fetch.shown_url().to_owned();
+                    out.note(|| format!("POST {url}: HTTP {}", answer.status));
+                    let read = if is_success(answer.status) {
+                        read_text(&url, &bytes)
+                    } else {
+                        Err(refusal("the text", &url, &answer, &bytes))
+                    };
+                    match read {
+                        Ok(token) => {
+                            lease.served();
+                            self.open(&token, reply, out);
+                            Ok(Step::Progress)
+                        }
+                        Err(error) if error.kind() == ErrorKind::Auth => {
+                            let own = self.own_token == Some(lease.token_id());
+                            lease.refused();
+                            if own {
+                                return Err(error);
+                            }
+                            out.note(|| "the login token was refused: logging in anew".into());
+                            self.phase = Phase::Token;
+                            Ok(Step::Progress)
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                None => {
+                    self.phase = Phase::Submit(lease, fetch);
+                    Ok(Step::Pending)
+                }
+            },
+            Phase::Open(mut exchange) => match exchange.advance()? {
+                Some(answer) => {
+                    reply.http_status = Some(answer.status);
+                    reply.request_id = answer.header("x-request-id").map(str::to_owned);
+                    let url = exchange.shown_url().to_owned();
+                    out.note(|| format!("GET {url}: HTTP {}", answer.status));
+                    self.phase = if is_success(answer.status) {
+                        Phase::Read(Box::new(Reading::new(url, answer.body)))
+                    } else {
+                        Phase::Refused(Box::new(Fetch::rest_of(*exchange, answer)))
+                    };
+                    Ok(Step::Progress)
+                }
+                None => {
+                    self.phase = Phase::Open(exchange);
+                    Ok(Step::Pending)
+                }
+            },
+            Phase::Refused(mut fetch) => match fetch.advance()? {
+                Some((answer, bytes)) => {
+                    Err(refusal("the stream", fetch.shown_url(), &answer, &bytes))
+                }
+                None => {
+                    self.phase = Phase::Refused(fetch);
+                    Ok(Step::Pending)
+                }
+            },
+            Phase::Read(mut reading) => {
+                let step = reading.advance(&mut self.content, reply, out);
+                if matches!(step, Ok(Step::Pending | Step::Progress)) {
+                    self.phase = Phase::Read(reading);
+                } else {
+                    self.content.end(reply, out);
+                    if matches!(step, Ok(Step::Done)) {
+                        reading.leave();
+                    }
+                }
+                step
+            }
+            Phase::Over => Err(Error::new(
+                ErrorKind::Internal,
+                "a chat that is over went on",
+            )),
+        }
+    }
+
+    fn token(&mut self, reply: &mut Reply, out: &mut Out) -> Result<Step, Error> {
+        match auth::lease(&self.identity, SLICE) {
+            Next::Use(lease) => {
+                out.add_secret(lease.token());
+                out.note(|| "a login token has a use left".into());
+                self.submit(lease, reply);
+                Ok(Step::Progress)
+            }
+            Next::LogIn(login) => {
+                out.note(|| "no login token: logging in".into());
+                let fetch = self.log_in()?;
+                reply.url = Some(fetch.shown_url().to_owned());
+                self.phase = Phase::LogIn(login, Box::new(fetch));
+                Ok(Step::Progress)
+            }
+            Next::Wait => {
+                let url = self.url(LOGIN);
+                self.setting.limits.check_total(Instant::now(), &url)?;
+                self.phase = Phase::Token;
+                Ok(Step::Pending)
+            }
+        }
+    }
+
+    fn log_in(&self) -> Result<Fetch, Error> {
+        let fingerprint = match &self.setting.config.fingerprint {
+            Some(fingerprint) => fingerprint.clone(),
+            None => random_fingerprint()?,
+        };
+        let body = json!({"fingerprint": fingerprint, "platform": "fingerprint"}).to_string();
+        Ok(Fetch::new(self.request(
+            LOGIN,
+            None,
+            Vec::new(),
+            Some(body),
+        )))
+    }
+
+    fn submit(&mut self, lease: Lease, reply: &mut Reply) {
+        let authorization = vec![("authorization", format!("Bearer {}", lease.token()))];
+        let exchange = self.request(TEXT, None, authorization, Some(self.submission.clone()));
+        reply.url = Some(exchange.shown_url().to_owned());
+        self.phase = Phase::Submit(lease, Box::new(Fetch::new(exchange)));
+    }
+
+    fn open(&mut self, token: &str, reply: &mut Reply, out: &mut Out) {
+        let encoded = utf8_percent_encode(token, QUERY).to_string();
+        out.add_secret(token);
+        out.add_secret(&encoded);
+        let exchange = self.request(STREAM, Some(format!("token={encoded}")), Vec::new(), None);
+        reply.url = Some(exchange.shown_url().to_owned());
+        self.phase = Phase::Open(Box::new(exchange));
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.setting.config.base_url)
+    }
+
+    fn request(
+        &self,
+        path: &str,
+        query: Option<String>,
+        mut headers: Vec<(&'static str, String)>,
+        body: Option<String>,
+    ) -> Exchange {
+        let config = &self.setting.config;
+        let shown_url = self.url(path);
+        headers.extend([
+            ("accept", "*/*".to_owned()),
+            ("content-type", "application/json".to_owned()),
+            ("origin", config.base_url.origin()),
+            ("user-agent", config.user_agent.clone()),
+            ("x-auth-appid", config.app_id.clone()),
+            ("x-auth-openid", String::new()),
+            ("x-auth-platform", String::new()),
+            ("x-auth-timestamp", self.setting.moment.to_string()),
+        ]);
+        self.setting.exchange(Request {
+            url: match query {
+                Some(query) => format!("{shown_url}?{query}"),
+                None => shown_url.clone(),
+            },
+            shown_url,
+            headers,
+            user_headers: config.headers.clone(),
+            body,
+        })
+    }
+}
+
+/// Reads the login's answer: the token, and when it expires in Unix seconds.
+fn read_login(url: &str, bytes: &[u8]) -> Result<(String, Option<i64>), Error> {
+    let json = answer_json("the login", url, bytes)?;
+    let data = json.get("data").unwrap_or(&Value::Null);
+    let token = data
+        .get("token")
+        .and_then(Value::as_str)
+        .filter(|token| !token.is_empty());
+    let Some(token) = token else {
+        return Err(without_token(ErrorKind::Auth, "the login", url, &json));
+    };
+    // It goes into a header.
+    if !token.bytes().all(is_header_byte) {
+        return Err(Error::protocol(format!(
+            "{url} gave a login token with characters that no header can hold"
+        ))
+        .with_code("token"));
+    }
+    let expires_at = match data.get("expires_at") {
+        None | Some(Value::Null) => None,
+        Some(value) => Some(unix_seconds(value).ok_or_else(|| {
+            Error::protocol(format!(
+                "{url} gave a login token whose expires_at is not a number: {}",
+                excerpt(value.to_string().as_bytes())
+            ))
+            .with_code("expires_at")
+        })?),
+    };
+    Ok((token.to_owned(), expires_at))
+}
+
+/// Whole seconds of a number, or of one in a string; what is beyond the range is at its end.
+fn unix_seconds(value: &Value) -> Option<i64> {
+    match value {
+        Value::Number(number) => number
+            .as_i64()
+            .or_else(|| number.as_f64().map(|s| s as i64)),
+        Value::String(text) => {
+            let text = text.trim();
+            let seconds = text
+                .parse::<f64>()
+                .ok()
+                .filter(|seconds| !seconds.is_nan())?;
+            Some(text.parse().unwrap_or(seconds as i64))
+        }
+        _ => None,
+    }
+}
+
+/// Reads the text's answer: the stream token.
+fn read_text(url: &str, bytes: &[u8]) -> Result<String, Error> {
+    let json = answer_json("the text", url, bytes)?;
+    let token = json
+        .get("data")
+        .and_then(|data| data.get("token"))
+        .and_then(Value::as_str);
+    if let Some(token) = token.filter(|token| !token.is_empty()) {
+        return Ok(token.to_owned());
+    }
+    let kind = match json.get("code").and_then(text_of).as_deref() {
+        Some("401" | "403") => ErrorKind::Auth,
+        Some("429") => ErrorKind::RateLimit,
+        Some(_) => ErrorKind::Server,
+        None => ErrorKind::Protocol,
+    };
+    Err(without_token(kind, "the text", url, &json))
+}
+
+fn answer_json(what: &str, url: &str, bytes: &[u8]) -> Result<Value, Error> {
+    parse_json(bytes).ok_or_else(|| match excerpt(bytes).as_str() {
+        "" => Error::protocol(format!("{url} answered {what} with nothing")).with_code("empty"),
+        seen => Error::protocol(format!(
+            "{url} answered {what} with something that is not JSON: {seen}"
+        ))
+        .with_code("json"),
+    })
+}
+
+fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value) -> Error {
+    let (words, code) = service_words(json);
+    let words = words.map_or_else(String::new, |words| {
+        format!(": {}", excerpt(words.as_bytes()))
+    });
+    let error = Error::new(
+        kind,
+        format!("{url} answered {what} without a token{words}"),
+    );
+    match code {
+        Some(code) => error.with_code(code),
+        None => error,
+    }
+}
+
+fn random_fingerprint() -> Result<String, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new(
+            ErrorKind::Internal,
+            format!("the system gives no random numbers: {error}"),
+        )
+    })?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+/// What the service tells users apart by: the application, the fingerprint, and what the user's
+/// own headers say of them.
+fn identity(config: &Config) -> Identity {
+    let mut who = vec![
+        config.app_id.clone(),
+        config.fingerprint.clone().unwrap_or_default(),
+    ];
+    let headers = config.headers.iter().filter(|(name, _)| {
+        name.starts_with("x-auth-") || name == "authorization" || name == "cookie"
+    });
+    who.extend(headers.map(|(name, value)| format!("{name}: {value}")));
+    Identity {
+        service: config.base_url.to_string(),
+        who,
+    }
+}
