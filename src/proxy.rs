@@ -55,7 +55,8 @@ impl Proxy {
             Some((user_info, authority)) => (Some(user_info), authority),
             None => (None, rest),
         };
-        let (host, port) = split_port(authority).map_err(|why| bad(&why))?;
+        let (host, port) =
+            split_port(authority).map_err(|_| bad("its host and port cannot be read"))?;
         let credentials = user_info
             .map(|info| {
                 let (user, password) = info.split_once(':').unwrap_or((info, ""));

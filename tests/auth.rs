@@ -1,10 +1,10 @@
 //! Logins: exact counts under threads, expiry, refusals, and chats that wait for another's login.
 //!
-//! The book of logins is the process's; each service here has a port, and so an entry, of its own.
+//! The book of logins is the process's; each service here has a URL, and so an entry, of its own.
 
-use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply};
+use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply, Stream};
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -16,6 +16,13 @@ use std::time::{Duration, Instant, SystemTime};
 const FOREVER: Duration = Duration::from_secs(20);
 /// How late a chat may end: after its deadline, or after a cancel.
 const LATE: Duration = Duration::from_millis(250);
+
+/// A service to be, at a URL of its own: the system may give its port to another one later, and
+/// the process would take the logins of the one for the other's.
+fn fresh() -> Builder {
+    static NTH: AtomicUsize = AtomicUsize::new(0);
+    Service::builder().prefix(&format!("/{}", NTH.fetch_add(1, SeqCst)))
+}
 
 fn builder(service: &Service) -> ClientBuilder {
     Client::builder()
@@ -68,13 +75,26 @@ fn first(status: u16, bodies: Vec<String>) -> impl Fn(&Request, &mut Peer) + Sen
 fn stalling() -> (Service, Arc<AtomicBool>) {
     let flag = Arc::new(AtomicBool::new(false));
     let up = flag.clone();
-    let service = Service::builder().on(Endpoint::Login, move |request, peer| {
+    let service = fresh().on(Endpoint::Login, move |request, peer| {
         while peer.nth() == 0 && !up.load(SeqCst) && !peer.client_closed(Duration::ZERO) {
             peer.pause(Duration::from_millis(1));
         }
         peer.normal(request);
     });
     (service.start(), flag)
+}
+
+/// A chat that is suspended in its login: nobody pulls it.
+#[track_caller]
+fn suspended_in_login(client: &Client, service: &Service) -> Stream {
+    let mut stream = client.stream("Hi").unwrap();
+    loop {
+        let event = stream.next_event();
+        assert_eq!(event, Some(Event::Tick), "there is nothing but to wait");
+        if logins(service) == 1 {
+            return stream;
+        }
+    }
 }
 
 fn unix_now() -> i64 {
@@ -85,7 +105,7 @@ fn unix_now() -> i64 {
 #[test]
 fn a_login_serves_five_chats() {
     for n in [1, 4, 5, 6, 10, 11, 23] {
-        let service = Service::start();
+        let service = fresh().start();
         chats(&client(&service), n);
         assert_eq!(logins(&service), n.div_ceil(5), "{n} chats");
         assert_eq!(texts(&service), n);
@@ -95,7 +115,7 @@ fn a_login_serves_five_chats() {
 
 #[test]
 fn clients_of_one_service_share_logins_however_its_url_is_written() {
-    let service = Service::start();
+    let service = fresh().start();
     let (url, port) = (service.url(), service.port());
     for url in [
         &url,
@@ -113,14 +133,14 @@ fn clients_of_one_service_share_logins_however_its_url_is_written() {
 
 #[test]
 fn another_service_app_id_or_fingerprint_has_logins_of_its_own() {
-    let (one, other) = (Service::start(), Service::start());
+    let (one, other) = (fresh().start(), fresh().start());
     let hex = "0123456789abcdef".repeat(2);
     let of_one = [
         builder(&one),
         builder(&one).app_id("77"),
         builder(&one).fingerprint(&hex),
         builder(&one).app_id("77").fingerprint(&hex),
-        builder(&one).base_url(&format!("http://localhost:{}", one.port())),
+        builder(&one).base_url(&one.url().replace("127.0.0.1", "localhost")),
     ];
     let clients = of_one.map(|builder| builder.build().unwrap());
     for uses in 1..=6 {
@@ -135,7 +155,7 @@ fn another_service_app_id_or_fingerprint_has_logins_of_its_own() {
 #[test]
 fn four_hundred_chats_on_sixteen_threads_take_eighty_logins() {
     for shared in [true, false] {
-        let service = Service::start();
+        let service = fresh().start();
         let client_of_all = client(&service);
         thread::scope(|scope| {
             for _ in 0..16 {
@@ -158,7 +178,7 @@ fn four_hundred_chats_on_sixteen_threads_take_eighty_logins() {
 fn cold_threads_share_logins_one_at_a_time() {
     let (in_flight, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let seen = most.clone();
-    let service = Service::builder().on(Endpoint::Login, move |request, peer| {
+    let service = fresh().on(Endpoint::Login, move |request, peer| {
         seen.fetch_max(in_flight.fetch_add(1, SeqCst) + 1, SeqCst);
         peer.pause(Duration::from_millis(30)); // time for the others to do the wrong thing
         in_flight.fetch_sub(1, SeqCst);
@@ -197,13 +217,13 @@ fn expires_at_is_understood_in_every_form() {
         (json!("12"), 6),
         (json!("-9223372036854775809"), 6),
     ] {
-        let service = Service::builder()
+        let service = fresh()
             .login_data(json!({"expires_at": expires_at}))
             .start();
         chats(&client(&service), 6);
         assert_eq!(logins(&service), expected, "{expires_at}");
     }
-    let service = Service::builder().login_data(json!({"more": {}})).start();
+    let service = fresh().login_data(json!({"more": {}})).start();
     chats(&client(&service), 6);
     assert_eq!(logins(&service), 2, "without expires_at");
 }
@@ -217,7 +237,7 @@ fn expires_at_of_another_type_is_not_of_the_protocol() {
         json!("soon"),
         json!("NaN"),
     ] {
-        let service = Service::builder()
+        let service = fresh()
             .login_data(json!({"expires_at": expires_at}))
             .start();
         for n in 1..=2 {
@@ -231,7 +251,7 @@ fn expires_at_of_another_type_is_not_of_the_protocol() {
 fn a_token_is_good_in_its_last_second_and_not_in_the_next() {
     // Once more where the second ended between the two chats.
     let logins_in_one_second = || loop {
-        let service = Service::builder().expires_in(0).start();
+        let service = fresh().expires_in(0).start();
         let began = unix_now();
         let outcomes = [0; 2].map(|_| client(&service).complete("Hi").is_ok());
         if unix_now() == began {
@@ -240,7 +260,7 @@ fn a_token_is_good_in_its_last_second_and_not_in_the_next() {
     };
     assert_eq!(logins_in_one_second(), ([true; 2], 1));
 
-    let service = Service::builder().expires_in(1).start();
+    let service = fresh().expires_in(1).start();
     let client = client(&service);
     chat(&client);
     let limit = unix_now() + 1; // or more, where a second has passed since the login
@@ -260,7 +280,7 @@ fn a_refused_token_costs_one_login_and_one_more_submission() {
     for status in [401, 403] {
         let refuse = Arc::new(AtomicBool::new(false));
         let refuses = refuse.clone();
-        let service = Service::builder().on(Endpoint::Text, move |request, peer| {
+        let service = fresh().on(Endpoint::Text, move |request, peer| {
             match refuses.swap(false, SeqCst) {
                 true => peer.respond(status, "text/plain", "no more"),
                 false => peer.normal(request),
@@ -276,12 +296,53 @@ fn a_refused_token_costs_one_login_and_one_more_submission() {
         assert_eq!(logins(&service), 2, "the new token has its five uses");
     }
 
-    let service = Service::start();
+    let service = fresh().start();
     let client = client(&service);
     chat(&client);
     service.revoke_logins();
     chats(&client, 5);
     assert_eq!((logins(&service), texts(&service)), (2, 7));
+}
+
+#[test]
+fn of_two_refused_tokens_the_second_is_not_tried() {
+    let (service, up) = stalling();
+    let client = client(&service);
+    let outer = suspended_in_login(&client, &service);
+    chat(&client);
+    up.store(true, SeqCst);
+    outer.finish().unwrap();
+    assert_eq!(
+        (logins(&service), texts(&service)),
+        (2, 2),
+        "each with four uses left"
+    );
+    service.revoke_logins();
+    chat(&client);
+    assert_eq!(
+        (logins(&service), texts(&service)),
+        (3, 4),
+        "one login, one submission more"
+    );
+}
+
+#[test]
+fn threads_whose_token_is_refused_share_the_new_logins() {
+    for _ in 0..10 {
+        let service = fresh().start();
+        let client = client(&service);
+        chat(&client);
+        service.revoke_logins();
+        thread::scope(|scope| {
+            (0..16).for_each(|_| drop(scope.spawn(|| chat(&client))));
+        });
+        assert_eq!(logins(&service), 1 + 4);
+        let refused = texts(&service) - 17;
+        assert!(
+            (1..=4).contains(&refused),
+            "{refused}: at most the uses that were left"
+        );
+    }
 }
 
 #[test]
@@ -292,7 +353,7 @@ fn a_token_refused_in_the_chat_that_got_it_is_an_auth_error() {
         (401, "<html>"),
         (200, r#"{"code": 401}"#),
     ] {
-        let service = Service::builder().on(Endpoint::Text, move |_, peer| {
+        let service = fresh().on(Endpoint::Text, move |_, peer| {
             peer.respond(status, "text/html", body)
         });
         let service = service.start();
@@ -310,7 +371,7 @@ fn a_token_refused_in_the_chat_that_got_it_is_an_auth_error() {
     }
 
     // An old token first, then one of its own: both refused.
-    let service = Service::builder().on(Endpoint::Text, |request, peer| match peer.nth() {
+    let service = fresh().on(Endpoint::Text, |request, peer| match peer.nth() {
         0 => peer.normal(request),
         _ => peer.respond(401, "text/plain", ""),
     });
@@ -344,7 +405,7 @@ fn a_submission_that_failed_counts_no_use() {
         (429, [ErrorKind::RateLimit; 4]),
         (503, [ErrorKind::Server; 4]),
     ] {
-        let service = Service::builder()
+        let service = fresh()
             .on(Endpoint::Text, first(status, bodies.clone()))
             .start();
         let client = client(&service);
@@ -379,7 +440,7 @@ fn a_failed_login_leaves_the_tokens_as_they_were() {
             ErrorKind::Protocol,
         ),
     ] {
-        let service = Service::builder().on(Endpoint::Login, move |request, peer| {
+        let service = fresh().on(Endpoint::Login, move |request, peer| {
             match request.header("x-auth-appid") == Some("77") && peer.nth() <= 2 {
                 true => peer.respond(status, "application/json", body),
                 false => peer.normal(request),
@@ -480,7 +541,7 @@ fn an_answer_without_its_token_carries_the_services_words() {
         (Endpoint::Stream, r#"["content"]"#, Protocol, "", ""),
         (Endpoint::Stream, "5", Protocol, "", ""),
     ] {
-        let service = Service::builder().on(endpoint, move |_, peer| match endpoint {
+        let service = fresh().on(endpoint, move |_, peer| match endpoint {
             Endpoint::Stream => {
                 let skipped =
                     "data: {\"code\": 0}\ndata: {\"code\": 200, \"content\": null}\ndata:\n";
@@ -513,7 +574,7 @@ fn an_answer_without_its_token_carries_the_services_words() {
 fn a_login_token_that_no_header_can_hold_is_not_of_the_protocol() {
     for bad in ["\r", "\n", "\r\nx: y", "\0", "\u{7f}", "é", "令牌"] {
         let token = format!("SENTINEL{bad}SENTINEL");
-        let service = Service::builder()
+        let service = fresh()
             .login_data(json!({"token": token}))
             .start();
         let error = fails(&client(&service), ErrorKind::Protocol);
@@ -524,7 +585,7 @@ fn a_login_token_that_no_header_can_hold_is_not_of_the_protocol() {
         assert_eq!((logins(&service), texts(&service)), (1, 0), "{token:?}");
     }
     let odd = "a b&c#d%e+f/g=\"h\\i,j;";
-    let service = Service::builder().login_data(json!({"token": odd})).start();
+    let service = fresh().login_data(json!({"token": odd})).start();
     chat(&client(&service));
     let bearer = format!("Bearer {odd}");
     assert_eq!(
@@ -587,7 +648,7 @@ fn a_chat_that_waits_for_anothers_login_can_be_cancelled() {
 
 #[test]
 fn a_chat_inside_anothers_callback_works() {
-    let service = Service::builder()
+    let service = fresh()
         .reply(|prompt| format!("one two {prompt}"))
         .start();
     let client = client(&service);
@@ -606,14 +667,8 @@ fn a_chat_inside_anothers_callback_works() {
 fn a_chat_works_while_another_of_its_thread_is_suspended_in_its_login() {
     let (service, up) = stalling();
     let client = client(&service);
-    let mut outer = client.stream("Hi").unwrap();
-    while logins(&service) == 0 || outer.next_event() != Some(Event::Tick) {
-        assert!(outer.error().is_none());
-        outer.next_event();
-    }
-    let started = Instant::now();
+    let outer = suspended_in_login(&client, &service);
     chats(&client, 5);
-    assert!(started.elapsed() < FOREVER);
     assert_eq!((logins(&service), texts(&service)), (2, 5));
 
     up.store(true, SeqCst);
@@ -626,8 +681,22 @@ fn a_chat_works_while_another_of_its_thread_is_suspended_in_its_login() {
 }
 
 #[test]
+fn a_chat_that_nobody_pulls_does_not_keep_other_threads_from_their_logins() {
+    let (service, up) = stalling();
+    let client = client(&service);
+    let outer = suspended_in_login(&client, &service);
+    thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(|| chat(&client))));
+    });
+    assert_eq!((logins(&service), texts(&service)), (2, 4));
+    up.store(true, SeqCst);
+    outer.finish().unwrap();
+    assert_eq!((logins(&service), texts(&service)), (2, 5));
+}
+
+#[test]
 fn a_panic_in_a_callback_leaves_everything_usable() {
-    let service = Service::start();
+    let service = fresh().start();
     let client = client(&service);
     for _ in 0..2 {
         let call = || client.chat("Hi", |_| resume_unwind(Box::new("the callback's")));
@@ -646,10 +715,7 @@ fn a_panic_in_the_midst_of_a_login_lets_another_chat_log_in() {
     let (service, _) = stalling();
     let client = client(&service);
     let call = || {
-        let mut stream = client.stream("Hi").unwrap();
-        while logins(&service) == 0 || stream.next_event() != Some(Event::Tick) {
-            stream.next_event();
-        }
+        let _stream = suspended_in_login(&client, &service);
         resume_unwind(Box::new(()));
     };
     catch_unwind(AssertUnwindSafe(call)).unwrap_err();

@@ -119,23 +119,41 @@ fn a_header_may_have_64_kib_and_128_lines_and_no_more() {
     }
 }
 
+/// Sends that again and again until the client goes; but not forever.
+fn drip(peer: &mut Peer, what: &str, pause: Duration) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end && !peer.client_closed(pause) {
+        peer.send(what);
+    }
+}
+
 #[test]
 fn a_header_in_drops_ends_at_the_response_timeout() {
-    let service = service(Endpoint::Stream, OK, |peer| {
-        while !peer.client_closed(Duration::from_millis(10)) {
-            peer.send("x: y\r\n");
-        }
-    });
-    let limit = Duration::from_millis(300);
-    let client = builder(&service)
-        .response_timeout(Some(limit))
-        .build()
-        .unwrap();
-    let started = Instant::now();
-    let error = client.complete("Hi").unwrap_err();
-    let took = started.elapsed();
-    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-    assert!(took >= limit && took < limit + LATE, "{took:?}");
+    let drops: [fn(&mut Peer); 4] = [
+        |peer| drip(peer, "x", Duration::from_millis(5)),
+        |peer| drip(peer, "x", Duration::from_millis(90)),
+        |peer| drip(peer, "y\r\nx: ", Duration::from_millis(30)),
+        |peer| {
+            drip(
+                peer,
+                "y\r\n\r\nHTTP/1.1 103 Hints\r\nx: ",
+                Duration::from_millis(90),
+            )
+        },
+    ];
+    for drops in drops {
+        let service = service(Endpoint::Stream, "HTTP/1.1 103 Hints\r\nx: ", drops);
+        let limit = Duration::from_millis(400);
+        let client = builder(&service)
+            .response_timeout(Some(limit))
+            .build()
+            .unwrap();
+        let started = Instant::now();
+        let error = client.complete("Hi").unwrap_err();
+        let took = started.elapsed();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "after {took:?}: {error}");
+        assert!(took >= limit && took < limit + LATE, "{took:?}");
+    }
 }
 
 #[test]
@@ -393,6 +411,41 @@ fn after_done_the_end_of_the_body_does_not_matter() {
 }
 
 #[test]
+fn what_follows_done_without_end_holds_nothing_up() {
+    let comments = chunk(&":\n".repeat(500_000));
+    let start = [CHUNKED, &chunk(HELLO), &chunk(DONE), &comments].concat();
+    let flood = move |request: &_, peer: &mut Peer| {
+        if peer.nth() > 0 {
+            return peer.normal(request);
+        }
+        peer.send(&start);
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end && !peer.client_closed(Duration::from_millis(1)) {
+            (0..50).for_each(|_| peer.send(&comments));
+        }
+    };
+    let service = Service::builder().on(Endpoint::Stream, flood).start();
+    let client = builder(&service).build().unwrap();
+    for reply in ["Hello", "You said: Hi"] {
+        let started = Instant::now();
+        assert_eq!(client.complete("Hi").expect("a reply").text, reply);
+        assert!(started.elapsed() < LATE, "{reply}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn bytes_behind_an_answer_are_not_taken_for_the_next_one() {
+    let reply = sized(OK, &[HELLO, DONE].concat());
+    for more in [
+        "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n",
+        &reply,
+        "x",
+    ] {
+        assert!(!says_hello([&reply, more].concat(), Peer::stall));
+    }
+}
+
+#[test]
 fn a_body_that_ends_with_its_connection_is_truncated_without_done() {
     for end in [Peer::close, Peer::reset] {
         fails_after_hello(format!("{OK}\r\n{HELLO}"), end, ErrorKind::Truncated);
@@ -445,15 +498,16 @@ fn json_where_a_stream_was_asked_for_is_the_reply() {
             let head = format!("{OK}content-type: {kind}\r\n");
             assert!(says_hello(sized(&head, json), stay));
             let head = format!("{head}transfer-encoding: chunked\r\n\r\n");
-            let bytes = json
-                .bytes()
-                .flat_map(|b| [b"1\r\n", &[b][..], b"\r\n"].concat());
-            let raw = head
-                .bytes()
-                .chain(bytes)
-                .chain(*b"0\r\n\r\n")
-                .collect::<Vec<u8>>();
-            assert!(says_hello(raw, stay), "a byte a chunk: {json:?}");
+            for at in 1..json.len() {
+                let (one, two) = json.as_bytes().split_at(at);
+                let size = |part: &[u8]| format!("{:x}\r\n", part.len()).into_bytes();
+                let parts = [head.as_bytes(), &size(one), one, b"\r\n", &size(two), two];
+                let raw = [&parts.concat()[..], b"\r\n0\r\n\r\n"].concat();
+                assert!(
+                    says_hello(raw, stay),
+                    "{json:?} in two parts, {at} bytes first"
+                );
+            }
         }
     }
 }

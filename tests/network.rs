@@ -403,12 +403,18 @@ fn silence_in_the_middle_of_a_reply_ends_at_the_idle_timeout() {
     works(&client);
 }
 
-/// A reply that begins, and then only comments, until the client goes.
+/// Sends that again and again, faster than anybody waits, until the client goes; but not forever.
+fn drip(peer: &mut Peer, what: &str) {
+    let end = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < end && !peer.client_closed(Duration::from_millis(5)) {
+        peer.send(what);
+    }
+}
+
+/// A reply that begins, and then only comments.
 fn drip_comments(peer: &mut Peer) {
     send_hello(peer);
-    while !peer.client_closed(Duration::from_millis(10)) {
-        peer.chunk(":\n");
-    }
+    drip(peer, "2\r\n:\n\r\n");
 }
 
 #[test]
@@ -742,6 +748,14 @@ fn ticks_and_cancel_inside_a_header_and_inside_an_answer() {
     waits_well(Endpoint::Login, |peer| {
         peer.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{");
         peer.stall();
+    });
+}
+
+#[test]
+fn ticks_and_cancel_while_a_header_drips() {
+    waits_well(Endpoint::Stream, |peer| {
+        peer.send("HTTP/1.1 200 OK\r\nx-long: ");
+        drip(peer, "x");
     });
 }
 

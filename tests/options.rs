@@ -1,12 +1,13 @@
 //! The options: names, checks, layers; and that no secret among them is ever shown.
 
 use gptalk::{CancelHandle, Client, ClientBuilder, Conversation, Error, ErrorKind, Event, Reply};
-use gptalk_service::{Endpoint, Peer, Request, Service};
+use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use serde_json::{Map, json};
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----
@@ -83,6 +84,13 @@ fn table() -> Vec<(&'static str, Vec<String>, Vec<String>)> {
         .into_iter()
         .map(|(key, good, bad)| (key, owned(good), owned(bad)))
         .collect()
+}
+
+/// A service to be, at a URL of its own: the system may give its port to another one later, and
+/// the process would take the logins of the one for the other's.
+fn fresh() -> Builder {
+    static NTH: AtomicUsize = AtomicUsize::new(0);
+    Service::builder().prefix(&format!("/{}", NTH.fetch_add(1, SeqCst)))
 }
 
 fn builder(service: &Service) -> ClientBuilder {
@@ -234,7 +242,7 @@ fn an_unknown_option_is_refused_by_its_name() {
 
 #[test]
 fn after_a_bad_value_the_option_is_as_it_was() {
-    let service = Service::start();
+    let service = fresh().start();
     let mut client = builder(&service).build().unwrap();
     for (key, good, bad) in [
         ("temperature", "0.5", "warm"),
@@ -265,6 +273,7 @@ fn after_a_bad_value_the_option_is_as_it_was() {
 
 #[test]
 fn a_base_url_that_cannot_be_meant_is_refused() {
+    let mut taken = Vec::new();
     for url in [
         "http://user@127.0.0.1",
         "http://user:pass@127.0.0.1:80/p",
@@ -295,6 +304,7 @@ fn a_base_url_that_cannot_be_meant_is_refused() {
         "ws://127.0.0.1",
         "file:///etc/passwd",
         "unix:/run/x.sock",
+        "http:/127.0.0.1",
         "http://[::1",
         "http://[::1]x",
         "http://[::1]:0",
@@ -306,8 +316,12 @@ fn a_base_url_that_cannot_be_meant_is_refused() {
         "/",
         "?",
     ] {
-        assert_misuse(Client::new().set("base_url", Some(url)), "base_url");
+        match Client::new().set("base_url", Some(url)) {
+            Ok(()) => taken.push(url),
+            refused => drop(assert_misuse(refused, "base_url")),
+        }
     }
+    assert_eq!(taken, [""; 0]);
 }
 
 #[test]
@@ -346,7 +360,7 @@ fn an_ipv6_service_is_reached_and_named_in_brackets() {
 
 #[test]
 fn null_clears_all_headers() {
-    let service = Service::start();
+    let service = fresh().start();
     let client = builder(&service).header("X-One", "1").header("X-Two", "2");
     let mut client = client.build().unwrap();
     client.complete("Hi").unwrap();
@@ -364,7 +378,7 @@ fn null_clears_all_headers() {
 
 #[test]
 fn the_client_is_asked_first_then_the_process_then_the_environment() {
-    let service = Service::start();
+    let service = fresh().start();
     let outcomes = run_child(
         "layers",
         &[
@@ -391,14 +405,14 @@ fn the_client_is_asked_first_then_the_process_then_the_environment() {
 
 #[test]
 fn every_option_is_set_and_unset_for_the_process() {
-    let service = Service::start();
+    let service = fresh().start();
     let outcomes = run_child("defaults", &[("GPTALK_BASE_URL", service.url())]);
     assert_eq!(outcomes, ["ok: You said: Hi"]);
 }
 
 #[test]
 fn the_environment_sets_options() {
-    let service = Service::start();
+    let service = fresh().start();
     let hex = "0123456789abcdef".repeat(2);
     let outcomes = run_child(
         "chat",
@@ -436,7 +450,7 @@ fn the_environment_sets_options() {
 
 #[test]
 fn an_empty_variable_is_as_none() {
-    let service = Service::start();
+    let service = fresh().start();
     let names: Vec<_> = table()
         .iter()
         .map(|row| format!("GPTALK_{}", row.0.to_uppercase()))
@@ -452,7 +466,7 @@ fn an_empty_variable_is_as_none() {
 
 #[test]
 fn a_bad_variable_is_a_misuse_that_names_it() {
-    let service = Service::start();
+    let service = fresh().start();
     for (key, _, bad) in table() {
         let name = format!("GPTALK_{}", key.to_uppercase());
         let Some(bad) = bad
@@ -478,7 +492,7 @@ fn a_bad_variable_is_a_misuse_that_names_it() {
 #[test]
 fn a_variable_that_is_not_utf8_is_a_misuse_that_names_it() {
     use std::os::unix::ffi::OsStringExt;
-    let service = Service::start();
+    let service = fresh().start();
     let url = OsString::from(service.url());
     let outcomes = run_child(
         "chat",
@@ -533,7 +547,7 @@ fn echo(request: &Request, peer: &mut Peer) {
 #[test]
 fn a_services_error_does_not_show_a_key_of_a_header() {
     for endpoint in [Endpoint::Login, Endpoint::Text, Endpoint::Stream] {
-        let service = Service::builder().on(endpoint, echo).start();
+        let service = fresh().on(endpoint, echo).start();
         let key = format!("{SENTINEL}-2");
         let client = builder(&service)
             .retries(1)
@@ -557,7 +571,7 @@ fn a_key_at_the_edge_of_an_excerpt_is_not_shown_in_part() {
     for limit in [512, 4096] {
         let body = "x".repeat(limit + 1 - SENTINEL.len()) + SENTINEL + " rest";
         let handler = move |_: &Request, peer: &mut Peer| peer.respond(500, "text/plain", &body);
-        let service = Service::builder().on(Endpoint::Login, handler).start();
+        let service = fresh().on(Endpoint::Login, handler).start();
         let client = builder(&service).header("Authorization", &format!("Bearer {SENTINEL}"));
         let shown = shown_by_a_failure(&client.build().unwrap());
         assert!(
@@ -573,7 +587,7 @@ fn login_and_stream_tokens_are_never_shown() {
     let encoded = "SENTINEL%2Fa%20b%2B%C3%A9";
     let gives = |token: &str| json!({"data": {"token": token}}).to_string();
     let good = gives(raw);
-    let service = Service::builder()
+    let service = fresh()
         .login_data(json!({"token": "SENTINEL-login"}))
         .on(Endpoint::Text, move |_, peer| {
             peer.respond(200, "application/json", &good)
@@ -600,7 +614,7 @@ fn login_and_stream_tokens_are_never_shown() {
             gives("SENTINEL\n"),
             format!("<p>{}", gives("SENTINEL")),
         ] {
-            let service = Service::builder()
+            let service = fresh()
                 .on(endpoint, move |_, peer| {
                     peer.respond(200, "application/json", &body)
                 })
@@ -616,7 +630,7 @@ fn login_and_stream_tokens_are_never_shown() {
 
 #[test]
 fn a_proxys_password_is_never_shown() {
-    let proxy = Service::builder().on(Endpoint::Other, |request, peer| {
+    let proxy = fresh().on(Endpoint::Other, |request, peer| {
         let credentials = request.header("proxy-authorization").unwrap_or("none");
         let head = format!("HTTP/1.1 407 {credentials}\r\nproxy-authenticate: {credentials}");
         peer.send(format!("{head}\r\ncontent-length: 0\r\n\r\n"));
@@ -647,6 +661,7 @@ fn a_proxys_password_is_never_shown() {
 
 #[test]
 fn the_refusal_of_an_option_shows_no_secret() {
+    let mut leaks = Vec::new();
     for (key, value) in [
         ("api_key", "SENTINEL\n"),
         ("api_key", "SENTINELé"),
@@ -669,10 +684,11 @@ fn the_refusal_of_an_option_shows_no_secret() {
     ] {
         let error = Client::new().set(key, Some(value)).unwrap_err();
         assert_misuse::<()>(Err(error.clone()), key);
-        assert!(!shown(&error).contains("SENTINEL"), "{key}: {error}");
-        let lower = shown(&error).to_lowercase();
-        assert!(!lower.contains("sentinel"), "{key}: {error}");
+        if shown(&error).to_lowercase().contains("sentinel") {
+            leaks.push(error.to_string());
+        }
     }
+    assert_eq!(leaks, [""; 0]);
 }
 
 #[test]
@@ -694,7 +710,7 @@ fn clients_errors_and_streams_go_to_other_threads() {
 
 #[test]
 fn the_typed_setters_are_the_options() {
-    let service = Service::start();
+    let service = fresh().start();
     let limit = Some(Duration::from_micros(1)); // below the finest that an option can say
     for client in [
         builder(&service)
@@ -715,7 +731,7 @@ fn the_typed_setters_are_the_options() {
         .unwrap()
         .complete("Hi");
     assert_eq!(over.unwrap_err().kind(), ErrorKind::Limit);
-    let stalls = Service::builder()
+    let stalls = fresh()
         .on(Endpoint::Login, |_, peer| peer.stall())
         .start();
     for client in [

@@ -5,12 +5,19 @@ use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 /// A time limit that only a chat that hangs meets.
 const FOREVER: Duration = Duration::from_secs(20);
+
+/// A service to be, at a URL of its own: the system may give its port to another one later, and
+/// the process would take the logins of the one for the other's.
+fn fresh() -> Builder {
+    static NTH: AtomicUsize = AtomicUsize::new(0);
+    Service::builder().prefix(&format!("/{}", NTH.fetch_add(1, SeqCst)))
+}
 
 #[track_caller]
 fn client(service: &Service) -> Client {
@@ -68,7 +75,7 @@ fn respond_stream(peer: &mut Peer, lines: &str) {
 
 /// A service whose every reply is these lines.
 fn streaming(lines: String) -> Builder {
-    Service::builder().on(Endpoint::Stream, move |_, peer| {
+    fresh().on(Endpoint::Stream, move |_, peer| {
         respond_stream(peer, &lines);
     })
 }
@@ -110,7 +117,7 @@ fn percent_encoded(text: &str) -> String {
 
 #[test]
 fn all_eight_headers_are_on_each_of_the_three_requests() {
-    let service = Service::start();
+    let service = fresh().start();
     let before = unix_now();
     chat(&client(&service), "Hi");
     let after = unix_now();
@@ -156,7 +163,7 @@ fn all_eight_headers_are_on_each_of_the_three_requests() {
 
 #[test]
 fn only_the_text_request_is_authorized_and_by_the_login_token() {
-    let service = Service::builder()
+    let service = fresh()
         .login_data(json!({"token": "abc.DEF-123"}))
         .start();
     chat(&client(&service), "Hi");
@@ -177,7 +184,7 @@ fn only_the_text_request_is_authorized_and_by_the_login_token() {
 
 #[test]
 fn a_login_has_a_random_fingerprint_of_32_lower_case_hex_digits() {
-    let service = Service::builder().uses(1).expires_in(-1).start();
+    let service = fresh().expires_in(-1).start();
     // The service's own tokens are good for nothing: each chat logs in, and is refused.
     for _ in 0..8 {
         client(&service).complete("Hi").unwrap_err();
@@ -223,7 +230,7 @@ fn a_configured_fingerprint_is_used_as_it_is() {
 
 #[test]
 fn the_text_has_twelve_members_by_default() {
-    let service = Service::start();
+    let service = fresh().start();
     chat(&client(&service), "Hi");
     let text = last(&service, Endpoint::Text);
     let user_agent = sole(&text, "user-agent");
@@ -240,7 +247,7 @@ fn the_text_has_twelve_members_by_default() {
 
 #[test]
 fn options_and_request_members_are_in_the_text() {
-    let service = Service::start();
+    let service = fresh().start();
     let members = json!({"roid": 111, "is_vip": true, "model": "from-body"});
     let client = Client::builder()
         .base_url(&service.url())
@@ -320,7 +327,7 @@ fn a_header_of_the_users_replaces_or_adds() {
 
 #[test]
 fn the_user_agent_member_is_the_user_agent_header() {
-    let service = Service::start();
+    let service = fresh().start();
     let client = Client::builder()
         .base_url(&service.url())
         .header("User-Agent", "mine/2.0");
@@ -333,7 +340,7 @@ fn the_user_agent_member_is_the_user_agent_header() {
 
 #[test]
 fn a_base_url_may_have_a_prefix_and_a_slash_and_no_scheme() {
-    let service = Service::builder().prefix("/a/b%20c").start();
+    let service = fresh().prefix("/a/b%20c").start();
     let (url, port) = (service.url(), service.port());
     for (base_url, host) in [
         (url.clone(), "127.0.0.1"),
@@ -386,7 +393,7 @@ fn a_stream_token_is_percent_encoded() {
 
 #[test]
 fn a_conversation_becomes_one_prompt() {
-    let service = Service::start();
+    let service = fresh().start();
     let client = client(&service);
     for (messages, prompt) in [
         // A single message is sent as it is, whoever says it.
@@ -500,19 +507,19 @@ fn text_arrives_with_its_line_and_not_later() {
                 .recv_timeout(Duration::from_secs(5))
                 .is_err()
             {
-                saw_late.store(true, Ordering::Relaxed);
+                saw_late.store(true, SeqCst);
             }
         }
         peer.chunk("data: [DONE]\n\n");
         peer.last_chunk();
     };
-    let service = Service::builder().on(Endpoint::Stream, handler).start();
+    let service = fresh().on(Endpoint::Stream, handler).start();
     let reply = client(&service).chat("Hi", |_| {
         heard.send(()).unwrap();
         ControlFlow::Continue(())
     });
     assert_eq!(reply.unwrap().text, "one two three");
-    assert!(!late.load(Ordering::Relaxed), "a piece was held back");
+    assert!(!late.load(SeqCst), "a piece was held back");
 }
 
 #[test]
@@ -533,7 +540,7 @@ fn done_ends_the_reply_though_its_connection_stays_open() {
         peer.chunk(line("Hi") + "data: [DONE]\n\n");
         peer.stall(); // until the client closes: no last chunk
     };
-    let service = Service::builder().on(Endpoint::Stream, open).start();
+    let service = fresh().on(Endpoint::Stream, open).start();
     let client = client(&service);
     for chats in 1..=3 {
         let (_, reply) = chat(&client, "Hi");

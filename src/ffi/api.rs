@@ -175,26 +175,24 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
     if !client.pass(Turn::Idle, Turn::Chat) {
         return GPTALK_BUSY;
     }
-    {
-        // On every way out, an exception of the callback's included.
-        let _ending = Ending {
-            session: &client.session,
-            client: Some(&client),
-            turn: Turn::Chat,
-        };
-        let begun = contained(|| {
-            // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
-            client.begin(unsafe { conversation(msgs_json) });
-        });
-        if begun.is_none() {
-            client.session.refuse(defect());
-            return GPTALK_INTERNAL;
-        }
-        let callback = Callback::new(cb, userdata);
-        client
-            .session
-            .run(&mut Vec::new(), Some(callback), Some(&client.channels));
+    // On every way out, an exception of the callback's included.
+    let _ending = Ending {
+        session: &client.session,
+        client: Some(&client),
+        turn: Turn::Chat,
+    };
+    let begun = contained(|| {
+        // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
+        client.begin(unsafe { conversation(msgs_json) });
+    });
+    if begun.is_none() {
+        return client.session.refuse(defect());
     }
+    let callback = Callback::new(cb, userdata);
+    client
+        .session
+        .run(&mut Vec::new(), Some(callback), Some(&client.channels));
+    // Before the client is free for another chat, whose outcome this would be.
     client.session.outcome()
 }
 

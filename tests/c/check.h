@@ -1,0 +1,140 @@
+/* What the programs of this folder share: checks that say what they expected, and a callback that listens. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <gptalk.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HI "[{\"role\":\"user\",\"content\":\"Hi\"}]"
+#define SAID_HI "You said: Hi" /* in three pieces */
+
+/* How late a cancel may be noticed: 100 ms as promised, and what a busy machine adds. */
+#define LATE_MS 1500
+
+#define CHECK(holds) ((holds) ? (void)0 : failed(__FILE__, __LINE__, #holds))
+#define CHECK_INT(is, expected) check_int(__FILE__, __LINE__, #is, is, expected)
+#define CHECK_TEXT(is, expected) check_text(__FILE__, __LINE__, #is, is, expected)
+#define CHECK_STATUS(client, is, expected) check_status(__FILE__, __LINE__, #is, client, is, expected)
+
+static inline void failed(const char *file, int line, const char *expectation)
+{
+    fprintf(stderr, "%s:%d: %s\n", file, line, expectation);
+    _exit(1);
+}
+
+static inline void check_int(const char *file, int line, const char *what, long long is, long long expected)
+{
+    if (is != expected) {
+        fprintf(stderr, "%s:%d: %s is %lld, not %lld\n", file, line, what, is, expected);
+        _exit(1);
+    }
+}
+
+/* NULL is a text of its own. */
+static inline void check_text(const char *file, int line, const char *what, const char *is, const char *expected)
+{
+    int same = is == NULL || expected == NULL ? is == expected : strcmp(is, expected) == 0;
+    if (!same) {
+        fprintf(stderr, "%s:%d: %s is \"%s\", not \"%s\"\n", file, line, what, is ? is : "(NULL)",
+                expected ? expected : "(NULL)");
+        _exit(1);
+    }
+}
+
+static inline void check_status(const char *file, int line, const char *what, const gptalk_client *client,
+                                gptalk_status is, gptalk_status expected)
+{
+    if (is != expected) {
+        const char *error = gptalk_get(client, "error");
+        fprintf(stderr, "%s:%d: %s is %s, not %s: %s\n", file, line, what, gptalk_status_name(is),
+                gptalk_status_name(expected), error ? error : "(no error)");
+        _exit(1);
+    }
+}
+
+static inline long long now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* A client of the service at that URL, which does not retry. */
+static inline gptalk_client *client_at(const char *url)
+{
+    gptalk_client *client = gptalk_client_new();
+    CHECK(client != NULL);
+    CHECK_STATUS(client, gptalk_set(client, "base_url", url), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_set(client, "retries", "0"), GPTALK_OK);
+    return client;
+}
+
+/* What came of a channel. Zeroed, and `thread` set, it is ready for hear(). */
+struct heard {
+    pthread_t thread;
+    int stop_at; /* the piece at which to cancel; 0: none */
+    int pieces;
+    size_t len;
+    char text[4096];
+};
+
+static inline struct heard nothing_heard(void)
+{
+    struct heard heard;
+    memset(&heard, 0, sizeof heard);
+    heard.thread = pthread_self();
+    return heard;
+}
+
+/* A callback that joins the pieces, and holds them to their promises. */
+static inline int hear(const char *text, size_t len, void *userdata)
+{
+    struct heard *heard = (struct heard *)userdata;
+    CHECK(text != NULL);
+    CHECK(text[len] == '\0');
+    CHECK(pthread_equal(heard->thread, pthread_self()));
+    CHECK(heard->len + len < sizeof heard->text);
+    memcpy(heard->text + heard->len, text, len);
+    heard->len += len;
+    heard->pieces++;
+    return heard->pieces == heard->stop_at;
+}
+
+/* The client works: a chat says what it should. */
+static inline void check_chat(gptalk_client *client, const char *reply)
+{
+    struct heard heard = nothing_heard();
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, hear, &heard), GPTALK_OK);
+    CHECK_TEXT(heard.text, reply);
+    CHECK_TEXT(gptalk_get(client, "text"), reply);
+    CHECK_TEXT(gptalk_get(client, "error"), NULL);
+}
+
+struct promise {
+    const char *name;
+    void (*check)(char **args);
+};
+
+/* `PROGRAM NAME ARGS...` keeps the promise of that name. */
+static inline int keep(const struct promise *promises, size_t count, int argc, char **argv)
+{
+    for (size_t i = 0; argc > 1 && i < count; i++)
+        if (strcmp(promises[i].name, argv[1]) == 0) {
+            promises[i].check(argv + 2);
+            return 0;
+        }
+    fprintf(stderr, "no such promise: %s\n", argc > 1 ? argv[1] : "(none)");
+    return 2;
+}
+
+#define KEEP(promises) keep(promises, sizeof promises / sizeof promises[0], argc, argv)
+
+#endif

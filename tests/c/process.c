@@ -1,0 +1,563 @@
+/* What the header promises of the process that the library lives in: process NAME URL... */
+#include "check.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <locale.h>
+#include <malloc.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+#define COUNT(list) (sizeof list / sizeof list[0])
+
+/* How many entries a folder of /proc/self has. */
+static int entries(const char *path)
+{
+    DIR *folder = opendir(path);
+    struct dirent *entry;
+    int count = 0;
+    CHECK(folder != NULL);
+    while ((entry = readdir(folder)) != NULL)
+        count += entry->d_name[0] != '.';
+    closedir(folder);
+    return count;
+}
+
+static int threads(void)
+{
+    return entries("/proc/self/task");
+}
+
+/* ---- nothing but the chat ---- */
+
+static void chat_alone(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    check_chat(client, SAID_HI);
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    gptalk_client_free(client);
+}
+
+/* What chat_alone() is compared to. */
+static void nothing(char **args)
+{
+    (void)args;
+}
+
+static int count_threads(const char *text, size_t len, void *userdata)
+{
+    (void)text;
+    (void)len;
+    (void)userdata;
+    CHECK_INT(threads(), 1);
+    return 0;
+}
+
+/* args: URL of a slow service by address, and by name */
+static void no_thread(char **args)
+{
+    int i;
+    CHECK_INT(threads(), 1);
+    for (i = 0; i < 2; i++) {
+        gptalk_client *client = client_at(args[i]);
+        CHECK_STATUS(client, gptalk_set(client, "timeout_ms", "60000"), GPTALK_OK);
+        CHECK_STATUS(client, gptalk_on(client, "tick", count_threads, NULL), GPTALK_OK);
+        CHECK_STATUS(client, gptalk_on(client, "log", count_threads, NULL), GPTALK_OK);
+        CHECK_STATUS(client, gptalk_client_chat(client, HI, count_threads, NULL), GPTALK_OK);
+        gptalk_client_free(client);
+        CHECK_INT(threads(), 1);
+    }
+}
+
+static void no_more_processes(char **args)
+{
+    struct rlimit one = {1, 1};
+    CHECK_INT(setrlimit(RLIMIT_NPROC, &one), 0);
+    chat_alone(args);
+}
+
+/* ---- signals ---- */
+
+struct signals {
+    struct sigaction actions[64];
+    sigset_t mask;
+};
+
+static void look(struct signals *signals)
+{
+    int i;
+    memset(signals, 0, sizeof *signals);
+    for (i = 1; i < 64; i++)
+        sigaction(i, NULL, &signals->actions[i]); /* two of them are glibc's own and stay zero */
+    pthread_sigmask(SIG_SETMASK, NULL, &signals->mask);
+}
+
+static void check_signals(const struct signals *before)
+{
+    struct signals after;
+    int i;
+    look(&after);
+    for (i = 1; i < 64; i++) {
+        CHECK(before->actions[i].sa_handler == after.actions[i].sa_handler);
+        CHECK_INT(before->actions[i].sa_flags, after.actions[i].sa_flags);
+        CHECK_INT(sigismember(&before->mask, i), sigismember(&after.mask, i));
+    }
+    CHECK(after.actions[SIGPIPE].sa_handler == SIG_DFL);
+}
+
+static int check_signals_in_callback(const char *text, size_t len, void *before)
+{
+    (void)text;
+    (void)len;
+    check_signals(before);
+    return 0;
+}
+
+static void signals_untouched(char **args)
+{
+    struct signals before;
+    gptalk_client *client;
+    signal(SIGPIPE, SIG_DFL); /* whatever the parent has left */
+    look(&before);
+    client = client_at(args[0]);
+    check_signals(&before);
+    CHECK_STATUS(client, gptalk_on(client, "tick", check_signals_in_callback, &before), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, check_signals_in_callback, &before), GPTALK_OK);
+    gptalk_client_free(client);
+    check_signals(&before);
+}
+
+/* The service takes the login and then closes, or resets, each connection before a byte is read. */
+static void broken_pipe(char **args)
+{
+    static const size_t sizes[] = {10, 32 << 20};
+    size_t i;
+    signal(SIGPIPE, SIG_DFL);
+    for (i = 0; i < COUNT(sizes); i++) {
+        gptalk_client *client = client_at(args[0]);
+        char *words = malloc(sizes[i] + 1), *msgs;
+        memset(words, 'x', sizes[i]);
+        words[sizes[i]] = '\0';
+        msgs = gptalk_push(NULL, "user", words);
+        CHECK_STATUS(client, gptalk_client_chat(client, msgs, NULL, NULL), GPTALK_NETWORK);
+        CHECK_STATUS(client, gptalk_client_chat(client, msgs, NULL, NULL), GPTALK_NETWORK);
+        gptalk_free(msgs);
+        free(words);
+        gptalk_client_free(client);
+    }
+}
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int number)
+{
+    (void)number;
+    alarms++;
+}
+
+/* A signal each millisecond. */
+static void storm(int flags)
+{
+    struct itimerval often = {{0, 1000}, {0, 1000}};
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_alarm;
+    action.sa_flags = flags;
+    CHECK_INT(sigaction(SIGALRM, &action, NULL), 0);
+    CHECK_INT(setitimer(ITIMER_REAL, &often, NULL), 0);
+}
+
+/* args: URL of a service that answers slowly, of one that is silent in the reply, and whether system calls restart */
+static void signal_storm(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    long long began;
+    int i;
+    storm(strcmp(args[2], "restart") == 0 ? SA_RESTART : 0);
+    for (i = 0; i < 2; i++)
+        check_chat(client, "You said: Hi");
+    CHECK_INT(gptalk_get_int(client, "pieces"), 3);
+    CHECK(alarms > 100);
+
+    /* Silence is silence, however many signals come. */
+    CHECK_STATUS(client, gptalk_set(client, "base_url", args[1]), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_set(client, "idle_timeout_ms", "300"), GPTALK_OK);
+    began = now_ms();
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, NULL, NULL), GPTALK_TIMEOUT);
+    CHECK(now_ms() - began >= 300);
+    CHECK(now_ms() - began < 300 + LATE_MS);
+    CHECK_TEXT(gptalk_get(client, "text"), "Hel");
+    gptalk_client_free(client);
+}
+
+/* ---- fork ---- */
+
+/* In the child of a fork; it may hang, but not for long. */
+static void begin_child(void)
+{
+    alarm(20);
+}
+
+static void check_child(pid_t child)
+{
+    int status = -1;
+    CHECK(child > 0);
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+}
+
+static void fork_after_use(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    pid_t child;
+    int i;
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    check_chat(client, SAID_HI);
+    child = fork();
+    if (child == 0) {
+        begin_child();
+        CHECK_TEXT(gptalk_get(client, "text"), SAID_HI);
+        for (i = 0; i < 2; i++) {
+            check_chat(client, SAID_HI);
+            CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+        }
+        gptalk_client_free(client);
+        _exit(0);
+    }
+    check_child(child);
+    check_chat(client, SAID_HI);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    gptalk_client_free(client);
+}
+
+struct forking {
+    gptalk_client *other;
+    struct heard heard;
+};
+
+static int fork_in_callback(const char *text, size_t len, void *userdata)
+{
+    struct forking *forking = userdata;
+    hear(text, len, &forking->heard);
+    if (forking->heard.pieces == 1) {
+        pid_t child = fork();
+        if (child == 0) {
+            begin_child();
+            check_chat(forking->other, SAID_HI);
+            CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+            _exit(0);
+        }
+        check_child(child);
+        check_chat(forking->other, SAID_HI);
+    }
+    return 0;
+}
+
+static void fork_inside_a_chat(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    struct forking forking;
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    forking.other = gptalk_client_clone(client);
+    forking.heard = nothing_heard();
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, fork_in_callback, &forking), GPTALK_OK);
+    CHECK_TEXT(forking.heard.text, SAID_HI);
+    gptalk_client_free(forking.other);
+    gptalk_client_free(client);
+}
+
+static sem_t begun;
+
+static int post_begun(const char *text, size_t len, void *userdata)
+{
+    (void)text;
+    (void)len;
+    (void)userdata;
+    sem_post(&begun);
+    return 0;
+}
+
+static void *chat_until_cancelled(void *client)
+{
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, post_begun, NULL), GPTALK_CANCELLED);
+    CHECK_TEXT(gptalk_get(client, "text"), "Hel");
+    return NULL;
+}
+
+static void *one_liner_until_cancelled(void *userdata)
+{
+    (void)userdata;
+    CHECK_STATUS(NULL, gptalk_chat(HI, post_begun, NULL), GPTALK_CANCELLED);
+    return NULL;
+}
+
+/* The first two streams stall after "Hel". */
+static void fork_while_chatting(char **args)
+{
+    gptalk_client *client = client_at(args[0]), *copy;
+    pthread_t chats[2];
+    pid_t child;
+    sem_init(&begun, 0, 0);
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_INT(pthread_create(&chats[0], NULL, chat_until_cancelled, client), 0);
+    CHECK_INT(pthread_create(&chats[1], NULL, one_liner_until_cancelled, NULL), 0);
+    sem_wait(&begun);
+    sem_wait(&begun);
+    child = fork();
+    if (child == 0) {
+        begin_child();
+        copy = gptalk_client_clone(client);
+        check_chat(copy, SAID_HI);
+        CHECK_STATUS(copy, gptalk_set(copy, "model", "m"), GPTALK_OK);
+        check_chat(copy, SAID_HI);
+        gptalk_client_free(copy);
+        check_chat(client_at(args[0]), SAID_HI);
+        CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+        CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
+        _exit(0);
+    }
+    check_child(child);
+    CHECK_INT(gptalk_cancel(client), 1);
+    CHECK_INT(gptalk_cancel(NULL), 1);
+    pthread_join(chats[0], NULL);
+    pthread_join(chats[1], NULL);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
+static volatile sig_atomic_t forked_enough;
+
+static void *chat_on_and_on(void *url)
+{
+    gptalk_client *client = client_at(url);
+    while (!forked_enough) {
+        check_chat(client, SAID_HI);
+        CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    }
+    gptalk_client_free(client);
+    return NULL;
+}
+
+/* Forks at any moment of other threads' chats. */
+static void fork_at_any_moment(char **args)
+{
+    pthread_t chats[3];
+    size_t i;
+    gptalk_client *client = client_at(args[0]);
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    for (i = 0; i < COUNT(chats); i++)
+        CHECK_INT(pthread_create(&chats[i], NULL, chat_on_and_on, args[0]), 0);
+    for (i = 0; i < 40; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            begin_child();
+            check_chat(client, SAID_HI);
+            CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+            _exit(0);
+        }
+        check_child(child);
+    }
+    forked_enough = 1;
+    for (i = 0; i < COUNT(chats); i++)
+        pthread_join(chats[i], NULL);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
+/* ---- stacks, descriptors, locales ---- */
+
+static void *chat_on_a_stack(void *url)
+{
+    gptalk_client *client = client_at(url);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    return NULL;
+}
+
+/* args: URL, KiB */
+static void small_stack(char **args)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    pthread_attr_init(&attributes);
+    CHECK_INT(pthread_attr_setstacksize(&attributes, strtoul(args[1], NULL, 10) * 1024), 0);
+    CHECK_INT(pthread_create(&thread, &attributes, chat_on_a_stack, args[0]), 0);
+    pthread_join(thread, NULL);
+}
+
+/* Descriptors 0 to 2 are anybody's; a check that fails here says nothing but its exit code. */
+static void closed_descriptors(char **args)
+{
+    close(0);
+    close(1);
+    close(2);
+    chat_alone(args);
+}
+
+static void no_descriptors_left(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    struct rlimit limit, none;
+    int next = open("/dev/null", O_RDONLY);
+    close(next);
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = limit;
+    none.rlim_cur = next;
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, NULL, NULL), GPTALK_NETWORK);
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
+/* Says what it leaves out where no locale writes a comma. */
+static void comma_locale(char **args)
+{
+    static const char *const names[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "ru_RU.UTF-8", "de_DE", "ru_RU"};
+    gptalk_client *client;
+    size_t i;
+    for (i = 0; i < COUNT(names); i++)
+        if (setlocale(LC_ALL, names[i]) != NULL && localeconv()->decimal_point[0] == ',')
+            break;
+    if (i == COUNT(names)) {
+        printf("no locale with a decimal comma is installed");
+        exit(77);
+    }
+    client = client_at(args[0]);
+    CHECK_STATUS(client, gptalk_set(client, "temperature", "0.5"), GPTALK_OK);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
+/* ---- nothing grows, nothing leaks ---- */
+
+static size_t heap(void)
+{
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+    return mallinfo2().uordblks;
+#else
+    return 0;
+#endif
+}
+
+/* args: URL, URL of a service that fails */
+static void no_growth(char **args)
+{
+    gptalk_client *good = client_at(args[0]), *bad = client_at(args[1]);
+    size_t before = 0;
+    int descriptors = 0, i;
+    for (i = 0; i < 600; i++) {
+        if (i == 100) {
+            before = heap();
+            descriptors = entries("/proc/self/fd");
+        }
+        check_chat(good, SAID_HI);
+        CHECK_STATUS(bad, gptalk_client_chat(bad, HI, NULL, NULL), GPTALK_SERVER);
+        gptalk_client_free(gptalk_client_clone(good));
+    }
+    CHECK(entries("/proc/self/fd") <= descriptors);
+    CHECK(heap() < before + 16384); /* 500 chats: 33 bytes of each would show */
+    gptalk_client_free(good);
+    gptalk_client_free(bad);
+}
+
+static int free_in_callback(const char *text, size_t len, void *client)
+{
+    (void)text;
+    if (len > 0 && *(gptalk_client **)client != NULL) {
+        gptalk_client_free(*(gptalk_client **)client);
+        *(gptalk_client **)client = NULL;
+    }
+    return 0;
+}
+
+static void *one_liner_on_a_thread(void *userdata)
+{
+    (void)userdata;
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
+    return NULL;
+}
+
+/* For valgrind. args: URL, URL of a service that fails */
+static void every_way(char **args)
+{
+    gptalk_client *client = client_at(args[0]), *bad = client_at(args[1]), *copy;
+    struct heard heard = nothing_heard();
+    char *msgs, *more;
+    pthread_t thread;
+
+    check_chat(client, SAID_HI);
+    CHECK_STATUS(bad, gptalk_client_chat(bad, HI, NULL, NULL), GPTALK_SERVER);
+    CHECK(gptalk_get(bad, "error") != NULL && gptalk_get(bad, "error_body") != NULL);
+    heard.stop_at = 1;
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, hear, &heard), GPTALK_CANCELLED);
+    CHECK_STATUS(client, gptalk_client_chat(client, "no JSON", hear, &heard), GPTALK_MISUSE);
+    CHECK_STATUS(client, gptalk_set(client, "retries", "many"), GPTALK_MISUSE);
+
+    heard = nothing_heard();
+    CHECK_STATUS(client, gptalk_on(client, "event", hear, &heard), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_on(client, "log", hear, &heard), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_start(client, HI), GPTALK_OK);
+    CHECK_TEXT(gptalk_next(client, NULL), "You ");
+    CHECK_INT(gptalk_cancel(client), 1);
+    CHECK_TEXT(gptalk_next(client, NULL), NULL);
+    CHECK_STATUS(client, gptalk_finish(client), GPTALK_CANCELLED);
+
+    msgs = gptalk_push(NULL, "user", "\"Привет\"");
+    CHECK_STATUS(client, gptalk_client_chat(client, msgs, NULL, NULL), GPTALK_OK);
+    more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+    CHECK(more != NULL);
+    CHECK_TEXT(gptalk_push(more, NULL, "no JSON"), NULL);
+    gptalk_free(msgs);
+    gptalk_free(more);
+
+    copy = gptalk_client_clone(client);
+    gptalk_client_free(client);
+    check_chat(copy, SAID_HI);
+    CHECK_STATUS(copy, gptalk_start(copy, HI), GPTALK_OK);
+    CHECK_TEXT(gptalk_next(copy, NULL), "You ");
+    gptalk_client_free(copy);
+
+    copy = client = client_at(args[0]);
+    CHECK_INT(gptalk_client_chat(client, HI, free_in_callback, &copy), GPTALK_OK);
+
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    CHECK_INT(pthread_create(&thread, NULL, one_liner_on_a_thread, NULL), 0);
+    pthread_join(thread, NULL);
+    gptalk_client_free(bad);
+}
+
+static const struct promise promises[] = {
+    {"nothing", nothing},
+    {"chat_alone", chat_alone},
+    {"no_thread", no_thread},
+    {"no_more_processes", no_more_processes},
+    {"signals_untouched", signals_untouched},
+    {"broken_pipe", broken_pipe},
+    {"signal_storm", signal_storm},
+    {"fork_after_use", fork_after_use},
+    {"fork_inside_a_chat", fork_inside_a_chat},
+    {"fork_while_chatting", fork_while_chatting},
+    {"fork_at_any_moment", fork_at_any_moment},
+    {"small_stack", small_stack},
+    {"closed_descriptors", closed_descriptors},
+    {"no_descriptors_left", no_descriptors_left},
+    {"comma_locale", comma_locale},
+    {"no_growth", no_growth},
+    {"every_way", every_way},
+};
+
+int main(int argc, char **argv)
+{
+    return KEEP(promises);
+}

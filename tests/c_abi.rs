@@ -1,0 +1,987 @@
+//! The C side: what `include/gptalk.h` promises, kept by C and C++ programs that are compiled here
+//! and run against services staged here.
+//!
+//! `tests/c/contract.c` and `tests/c/process.c` have a subcommand for each promise; a test stages
+//! the service that it needs. A program that keeps its promise says nothing at all, so that every
+//! test shows too that the library prints nothing.
+//!
+//! Rust and a C compiler are all that is needed. Where C++, valgrind, strace or nm are missing, a
+//! test says what it leaves out, and passes.
+
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+use gptalk_service::{Builder, Endpoint, Peer, Service};
+
+/// Longer than any program takes.
+const LONG: Duration = Duration::from_secs(100);
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+// ---- programs ----
+
+/// Where cargo has left the libraries: beside this test.
+fn libraries() -> PathBuf {
+    let test = env::current_exe().expect("the test's own path");
+    test.parent().expect("a folder").to_owned()
+}
+
+/// A compiler's command, with the folders and the strictness that all have in common.
+fn compiler(name: &str, options: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(ROOT).args(options);
+    command.args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-Iinclude"]);
+    command
+}
+
+#[track_caller]
+fn succeeds(mut command: Command) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{errors}");
+}
+
+/// Compiles a program of tests/c and links it with the library.
+fn compile(name: &str, mut command: Command, libraries: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = folder.join(format!("c_abi-{name}"));
+    // Other processes may run the program that is there.
+    let fresh = folder.join(format!("c_abi-{name}.{}", process::id()));
+    command.arg("-o").arg(&fresh).args(libraries);
+    succeeds(command);
+    fs::rename(&fresh, &path).expect("the program's place");
+    path
+}
+
+/// Compiles a program of tests/c and links it with the shared library.
+fn compile_shared(name: &str, mut command: Command) -> PathBuf {
+    let folder = libraries();
+    let folder = folder.to_str().expect("a path in UTF-8");
+    command.arg(format!("-L{folder}"));
+    let rpath = format!("-Wl,-rpath,{folder}");
+    compile(name, command, &["-lgptalk", &rpath, "-lpthread"])
+}
+
+fn contract() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        compile_shared(
+            "contract",
+            compiler("cc", &["-std=c99", "tests/c/contract.c"]),
+        )
+    })
+}
+
+fn on_process() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        compile_shared(
+            "process",
+            compiler("cc", &["-std=c99", "tests/c/process.c"]),
+        )
+    })
+}
+
+/// None where there is no C++ compiler.
+fn contract_in_cpp() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let source = ["-std=c++17", "tests/c/contract.cpp"];
+        has_cpp().then(|| compile_shared("contract-cpp", compiler("c++", &source)))
+    });
+    built.as_deref()
+}
+
+/// Whether a C++ program can be compiled here; says so if not.
+fn has_cpp() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_abi-probe.cpp");
+        fs::write(&source, "#include <string>\nstd::string text;\n").expect("a temporary file");
+        works(Command::new("c++").arg("-fsyntax-only").arg(source))
+    })
+}
+
+/// Whether a tool is there and does its work.
+fn works(probe: &mut Command) -> bool {
+    let silent = probe
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    silent.status().is_ok_and(|status| status.success())
+}
+
+/// Says what a test leaves out.
+fn left_out(what: &str) {
+    eprintln!("left out: {what}");
+}
+
+/// What a program has done.
+struct Done {
+    status: ExitStatus,
+    out: String,
+    err: String,
+}
+
+/// Runs a program to its end, which must come, in an environment that says nothing of chats.
+fn run(mut command: Command) -> Done {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy().to_ascii_uppercase();
+        if text.starts_with("GPTALK_") || text.ends_with("_PROXY") || text.starts_with("SSL_CERT") {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let out = read_all(child.stdout.take());
+    let err = read_all(child.stderr.take());
+    let deadline = Instant::now() + LONG;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child to wait for") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("a child to kill");
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let text = |reader: thread::JoinHandle<String>| reader.join().expect("a reader");
+    Done {
+        status,
+        out: text(out),
+        err: text(err),
+    }
+}
+
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.expect("a pipe").read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Runs a program that must succeed, without a word. (Exit code 77: it says what it leaves out.)
+#[track_caller]
+fn succeeds_silently(command: Command) {
+    let shown = format!("{command:?}");
+    let done = run(command);
+    if done.status.code() == Some(77) {
+        return left_out(&done.out);
+    }
+    let said = format!("{}{}", done.out, done.err);
+    assert!(done.status.success(), "{shown}\n{}\n{said}", done.status);
+    assert_eq!(said, "", "{shown}");
+}
+
+fn promise(program: &Path, name: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.arg(name).args(args);
+    command
+}
+
+/// A promise of contract.c.
+#[track_caller]
+fn keeps(name: &str, args: &[&str]) {
+    succeeds_silently(promise(contract(), name, args));
+}
+
+/// A promise of process.c.
+#[track_caller]
+fn process_keeps(name: &str, args: &[&str]) {
+    succeeds_silently(promise(on_process(), name, args));
+}
+
+/// A promise of contract.cpp.
+#[track_caller]
+fn cpp_keeps(name: &str, args: &[&str]) {
+    match contract_in_cpp() {
+        Some(program) => succeeds_silently(promise(program, name, args)),
+        None => left_out("C++: there is no c++"),
+    }
+}
+
+// ---- services ----
+
+/// A service that is left to itself; a promise of contract.c is kept with it alone.
+#[track_caller]
+fn keeps_with_a_service(name: &str) -> Service {
+    let service = Service::start();
+    keeps(name, &[&service.url()]);
+    assert_nothing_refused(&service);
+    service
+}
+
+#[track_caller]
+fn assert_nothing_refused(service: &Service) {
+    assert_eq!(service.refusals(), [""; 0]);
+}
+
+/// A service one of whose endpoints is answered by a handler.
+fn service(endpoint: Endpoint, handler: fn(&mut Peer)) -> Service {
+    Service::builder()
+        .on(endpoint, move |_, peer| handler(peer))
+        .start()
+}
+
+/// A service that takes its time for each answer.
+fn slow(pause: Duration) -> Builder {
+    let answer = move |request: &_, peer: &mut Peer| {
+        peer.pause(pause);
+        peer.normal(request);
+    };
+    Service::builder()
+        .on(Endpoint::Login, answer)
+        .on(Endpoint::Text, answer)
+        .on(Endpoint::Stream, answer)
+}
+
+fn send_hel(peer: &mut Peer) {
+    peer.sse_head();
+    peer.chunk("data: {\"content\": \"Hel\"}\n\n");
+}
+
+fn say_nothing(_: &mut Peer) {}
+
+/// A service that stalls at the first request of an endpoint, once it has begun, until the client
+/// closes the connection. Its replies tell whether the client has: "closed".
+fn stalls(at: Endpoint, begin: fn(&mut Peer)) -> Service {
+    let is_closed = Arc::new(AtomicBool::new(false));
+    let was_closed = Arc::clone(&is_closed);
+    Service::builder()
+        .on(at, move |request, peer| {
+            if peer.nth() > 0 {
+                return peer.normal(request);
+            }
+            begin(peer);
+            is_closed.store(peer.client_closed(LONG), Ordering::SeqCst);
+        })
+        .reply(move |_| {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while !was_closed.load(Ordering::SeqCst) {
+                if Instant::now() > deadline {
+                    return "open".to_owned();
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            "closed".to_owned()
+        })
+        .start()
+}
+
+/// The endpoints, and the parts of their URLs by which a program knows that it waits there.
+const HEADERS: [(Endpoint, &str); 3] = [
+    (Endpoint::Login, "user/login"),
+    (Endpoint::Text, "chatapi/text"),
+    (Endpoint::Stream, "chatapi/stream"),
+];
+
+// ---- each function ----
+
+#[test]
+fn the_one_liner_calls_back_or_keeps_the_text() {
+    keeps_with_a_service("one_liner");
+}
+
+#[test]
+fn a_clone_has_the_options_and_the_connections() {
+    let service = keeps_with_a_service("client");
+    assert_eq!(service.connections(), 1);
+}
+
+#[test]
+fn every_option_takes_good_values_and_refuses_bad_ones() {
+    let service = Service::start();
+    keeps(
+        "options",
+        &[&service.url(), &format!("{ROOT}/tests/c/root.pem")],
+    );
+    assert_nothing_refused(&service);
+
+    let texts: Vec<_> = service
+        .requests()
+        .into_iter()
+        .filter(|r| r.endpoint == Endpoint::Text)
+        .collect();
+    let [set, unset, ..] = &texts[..] else {
+        panic!("{texts:?}");
+    };
+    let body = set.json();
+    assert_eq!(body["model"], "a-model");
+    assert_eq!(body["temperature"], 0.5);
+    assert_eq!(body["extra"], serde_json::json!([1, 2]));
+    assert_eq!(set.header("x-one"), Some("1"));
+    assert_eq!(set.header("x-two"), Some("2"));
+    assert_eq!(set.header("x-three"), None);
+    assert_eq!(set.header("user-agent"), Some("tester/1"));
+    assert_eq!(set.header("x-auth-appid"), Some("77"));
+    assert_eq!(
+        service.requests()[0].json()["fingerprint"],
+        "0123456789abcdef0123456789abcdef"
+    );
+
+    let body = unset.json();
+    assert_eq!(body["model"], "gpt-3.5-turbo");
+    assert_eq!(body["temperature"], 0);
+    assert_eq!(body["extra"], serde_json::Value::Null);
+    assert_eq!(unset.header("x-one"), None);
+    assert_eq!(unset.header("x-two"), None);
+    assert_eq!(unset.header("x-auth-appid"), Some("2229"));
+}
+
+#[test]
+fn options_are_looked_for_in_the_client_the_process_and_the_environment() {
+    let services = ["client", "process", "environment"]
+        .map(|name| Service::builder().reply(|_| name.into()).start());
+    let [client, process, environment] = services.each_ref().map(Service::url);
+    let mut command = promise(contract(), "layers", &[&client, &process, &environment]);
+    let done = run({
+        command.env_clear().env("GPTALK_BASE_URL", &environment);
+        command
+    });
+    assert!(done.status.success(), "{}{}", done.out, done.err);
+}
+
+#[test]
+fn what_is_set_while_a_chat_runs_counts_from_the_next_on() {
+    keeps_with_a_service("set_while_chatting");
+}
+
+#[test]
+fn every_channel_brings_what_it_should() {
+    let service = slow(Duration::from_millis(450))
+        .login_data(serde_json::json!({"token": "SENTINEL-0123456789", "expires_at": i64::MAX}))
+        .start();
+    keeps("channels", &[&service.url()]);
+}
+
+#[test]
+fn a_nonzero_return_on_any_channel_cancels() {
+    let service = slow(Duration::from_millis(150)).start();
+    for channel in ["event", "tick", "log"] {
+        keeps("channel_cancels", &[&service.url(), channel]);
+    }
+}
+
+#[test]
+fn the_pull_form_brings_the_pieces_and_then_the_outcome() {
+    keeps_with_a_service("pull");
+}
+
+#[test]
+fn the_pull_form_tells_of_a_failure_at_its_end() {
+    let service = service(Endpoint::Stream, |peer| {
+        send_hel(peer);
+        peer.reset();
+    });
+    keeps("pull_fails", &[&service.url()]);
+}
+
+#[test]
+fn nothing_is_sent_before_the_first_pull() {
+    let service = keeps_with_a_service("start_alone");
+    assert_eq!(service.connections(), 0);
+}
+
+#[test]
+fn a_pulled_chat_is_left_by_finish_and_by_free() {
+    for way in ["finish", "free"] {
+        let service = stalls(Endpoint::Stream, send_hel);
+        keeps("pull_left", &[&service.url(), way]);
+    }
+}
+
+#[test]
+fn before_any_chat_nothing_is_known() {
+    keeps("outcome_before", &[]);
+}
+
+#[test]
+fn after_a_success_every_key_tells_of_it() {
+    keeps_with_a_service("outcome_of_success");
+}
+
+#[test]
+fn after_a_failure_every_key_tells_of_it() {
+    let service = Service::builder()
+        .on(Endpoint::Text, |request, peer| match peer.nth() {
+            0 => peer.send(
+                "HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-length: 37\r\n\r\n\
+                 {\"code\":\"slow_down\",\"msg\":\"Too fast\"}",
+            ),
+            _ => peer.normal(request),
+        })
+        .start();
+    keeps("outcome_of_failure", &[&service.url()]);
+}
+
+#[test]
+fn after_a_cut_the_text_so_far_is_there() {
+    let service = service(Endpoint::Stream, |peer| {
+        send_hel(peer);
+        peer.close();
+    });
+    keeps("outcome_of_a_cut", &[&service.url()]);
+}
+
+#[test]
+fn push_escapes_and_refuses() {
+    keeps_with_a_service("push");
+}
+
+#[test]
+fn names_and_versions_agree() {
+    keeps("names", &[env!("CARGO_PKG_VERSION")]);
+}
+
+// ---- misuse ----
+
+#[test]
+fn null_is_misuse_wherever_it_is_not_allowed() {
+    let service = keeps_with_a_service("nulls");
+    assert_eq!(service.count(Endpoint::Text), 1);
+}
+
+#[test]
+fn bad_utf8_and_bad_json_are_misuse_and_send_nothing() {
+    let service = keeps_with_a_service("bad_strings");
+    assert_eq!(service.connections(), 0);
+}
+
+#[test]
+fn a_bad_value_in_the_environment_is_misuse_at_the_chat() {
+    let service = Service::start();
+    let mut command = promise(contract(), "bad_environment", &[&service.url()]);
+    command.env_clear().env("GPTALK_RETRIES", "many");
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(service.connections(), 0);
+}
+
+// ---- callbacks ----
+
+#[test]
+fn a_callback_cancels_and_the_connection_is_closed() {
+    let service = stalls(Endpoint::Stream, send_hel);
+    keeps("callback_cancels", &[&service.url()]);
+    keeps_with_a_service("last_piece_cancels");
+}
+
+#[test]
+fn the_length_tells_of_a_nul_in_the_text() {
+    let service = service(Endpoint::Stream, |peer| {
+        peer.sse_head();
+        peer.chunk("data: {\"content\": \"a\\u0000b\"}\n\ndata: [DONE]\n\n");
+        peer.last_chunk();
+    });
+    keeps("embedded_nul", &[&service.url()]);
+}
+
+#[test]
+fn a_chat_inside_a_callback_is_busy_on_its_own_client_alone() {
+    keeps_with_a_service("nested");
+}
+
+#[test]
+fn one_liners_nest() {
+    keeps_with_a_service("nested_one_liners");
+}
+
+#[test]
+fn a_chat_inside_the_tick_of_a_login_does_not_wait_for_it() {
+    let service = Service::builder()
+        .on(Endpoint::Login, |request, peer| match peer.nth() {
+            0 => peer.stall(),
+            _ => peer.normal(request),
+        })
+        .start();
+    keeps("nested_in_login", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn a_client_may_be_freed_in_its_own_callback() {
+    let service = slow(Duration::from_millis(150)).start();
+    keeps("freed_in_callback", &[&service.url()]);
+}
+
+#[test]
+fn a_chat_may_be_cancelled_in_its_own_callback() {
+    keeps_with_a_service("cancelled_in_callback");
+}
+
+// ---- cancel ----
+
+#[test]
+fn a_thread_cancels_in_every_phase() {
+    for (endpoint, phase) in HEADERS {
+        let service = stalls(endpoint, say_nothing);
+        keeps("cancel_from_thread", &[&service.url(), phase, "closed"]);
+    }
+    let service = stalls(Endpoint::Stream, send_hel);
+    keeps("cancel_from_thread", &[&service.url(), "body", "closed"]);
+}
+
+#[test]
+fn a_signal_handler_cancels_in_every_phase() {
+    for (endpoint, phase) in HEADERS {
+        let service = stalls(endpoint, say_nothing);
+        keeps("cancel_from_signal", &[&service.url(), phase, "closed"]);
+    }
+    let service = stalls(Endpoint::Stream, send_hel);
+    keeps("cancel_from_signal", &[&service.url(), "body", "closed"]);
+}
+
+#[test]
+fn cancel_works_while_a_chat_waits_for_a_retry() {
+    for way in ["cancel_from_thread", "cancel_from_signal"] {
+        let service = Service::builder()
+            .on(Endpoint::Text, |request, peer| match peer.nth() {
+                0 => peer.send(
+                    "HTTP/1.1 503 Busy\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n",
+                ),
+                _ => peer.normal(request),
+            })
+            .start();
+        keeps(way, &[&service.url(), "chatapi/text", "You said: Hi"]);
+    }
+}
+
+#[test]
+fn cancel_works_while_another_chat_logs_in() {
+    let service = stalls(Endpoint::Login, say_nothing);
+    keeps("cancel_while_another_logs_in", &[&service.url()]);
+}
+
+#[test]
+fn cancel_finds_nothing_where_nothing_runs() {
+    keeps_with_a_service("cancel_nothing");
+}
+
+#[test]
+fn cancel_of_null_ends_all_one_liners_and_no_other() {
+    let service = service(Endpoint::Stream, |peer| {
+        send_hel(peer);
+        peer.stall();
+    });
+    keeps("cancel_one_liners", &[&service.url()]);
+}
+
+#[test]
+fn a_cancel_that_races_the_end_agrees_with_the_outcome() {
+    let service = Service::builder().pace(Duration::from_micros(500)).start();
+    keeps("cancel_races", &[&service.url()]);
+}
+
+// ---- threads ----
+
+#[test]
+fn of_two_threads_on_one_client_one_is_busy() {
+    let service = keeps_with_a_service("two_threads");
+    assert_eq!(service.count(Endpoint::Text), 1);
+}
+
+#[test]
+fn sixteen_threads_with_clones_log_in_no_more_often_than_they_must() {
+    let service = keeps_with_a_service("sixteen_threads");
+    assert_eq!(service.count(Endpoint::Text), 400);
+    assert_eq!(service.count(Endpoint::Login), 80);
+}
+
+#[test]
+fn one_liners_of_threads_are_each_their_own() {
+    let service = keeps_with_a_service("one_liners_of_threads");
+    assert_eq!(service.count(Endpoint::Text), 80);
+    assert_eq!(service.count(Endpoint::Login), 16);
+}
+
+// ---- C++ ----
+
+#[test]
+fn an_exception_passes_through_the_text_callback() {
+    let service = stalls(Endpoint::Stream, send_hel);
+    cpp_keeps("throw_from_text", &[&service.url()]);
+    let service = Service::start();
+    cpp_keeps("throw_from_one_liner", &[&service.url()]);
+    cpp_keeps("throw_after_free", &[&service.url()]);
+}
+
+#[test]
+fn an_exception_passes_through_the_tick_while_a_header_is_awaited() {
+    for (endpoint, phase) in HEADERS {
+        let service = stalls(endpoint, say_nothing);
+        cpp_keeps("throw_from_tick", &[&service.url(), phase]);
+    }
+}
+
+#[test]
+fn an_exception_passes_through_the_tick_of_the_pull_form() {
+    let service = stalls(Endpoint::Login, say_nothing);
+    cpp_keeps("throw_from_tick_while_pulling", &[&service.url(), "login"]);
+    let service = stalls(Endpoint::Stream, send_hel);
+    cpp_keeps("throw_from_tick_while_pulling", &[&service.url(), "stream"]);
+}
+
+#[test]
+fn an_exception_passes_through_the_other_channels() {
+    let service = Service::start();
+    cpp_keeps("throw_from_channels", &[&service.url()]);
+}
+
+// ---- the process ----
+
+#[test]
+fn no_thread_is_started() {
+    let service = slow(Duration::from_millis(150)).start();
+    let by_name = format!("http://localhost:{}", service.port());
+    process_keeps("no_thread", &[&service.url(), &by_name]);
+}
+
+#[test]
+fn no_thread_is_needed() {
+    let service = Service::start();
+    process_keeps("no_more_processes", &[&service.url()]);
+}
+
+#[test]
+fn no_system_call_makes_a_thread_or_touches_a_signal() {
+    const CALLS: &str = "trace=clone,clone3,fork,vfork,rt_sigaction,rt_sigprocmask,sigaltstack";
+    let trace =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c_abi-trace.{}", process::id()));
+    let strace = || {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", CALLS, "-o"]).arg(&trace);
+        command
+    };
+    if !works(strace().arg("true")) {
+        return left_out("system calls: strace does not work here");
+    }
+    let service = Service::start();
+    let calls = |name: &str| {
+        let mut command = strace();
+        command.arg(on_process()).args([name, &service.url()]);
+        succeeds_silently(command);
+        let lines = fs::read_to_string(&trace).expect("a trace");
+        // `PID NAME(...`
+        let name = |line: &str| {
+            let call = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+            call.split('(').next().unwrap_or_default().to_owned()
+        };
+        lines.lines().map(name).collect::<Vec<_>>()
+    };
+    let (baseline, chat) = (calls("nothing"), calls("chat_alone"));
+    let _ = fs::remove_file(&trace);
+    assert_eq!(service.count(Endpoint::Text), 2);
+    assert_eq!(chat, baseline);
+}
+
+#[test]
+fn signal_dispositions_and_the_mask_stay_as_they_were() {
+    let service = slow(Duration::from_millis(150)).start();
+    process_keeps("signals_untouched", &[&service.url()]);
+}
+
+#[test]
+fn a_peer_that_breaks_the_connection_does_not_kill() {
+    for end in [Peer::close, Peer::reset] {
+        let service = Service::builder()
+            .on(Endpoint::Login, |request, peer| {
+                peer.normal(request);
+                peer.close();
+            })
+            .on_connect(move |peer| {
+                if peer.nth() > 0 {
+                    end(peer);
+                }
+            })
+            .start();
+        process_keeps("broken_pipe", &[&service.url()]);
+    }
+}
+
+#[test]
+fn a_storm_of_signals_changes_nothing() {
+    let steady = slow(Duration::from_millis(50))
+        .pace(Duration::from_millis(50))
+        .start();
+    let silent = service(Endpoint::Stream, |peer| {
+        send_hel(peer);
+        peer.stall();
+    });
+    for way in ["restart", "interrupt"] {
+        process_keeps("signal_storm", &[&steady.url(), &silent.url(), way]);
+    }
+}
+
+#[test]
+fn the_child_of_a_fork_has_its_own_connection_and_login() {
+    let service = Service::start();
+    process_keeps("fork_after_use", &[&service.url()]);
+    assert_nothing_refused(&service);
+    // Of the client and the one-liner, in the parent and in the child.
+    assert_eq!(service.connections(), 4);
+    assert_eq!(service.count(Endpoint::Text), 8);
+    assert_eq!(service.count(Endpoint::Login), 2);
+    let token = |connection: usize| -> BTreeSet<String> {
+        let requests = service
+            .requests()
+            .into_iter()
+            .filter(|r| r.connection == connection);
+        requests
+            .filter_map(|r| r.header("authorization").map(str::to_owned))
+            .collect()
+    };
+    assert_eq!(token(0), token(1));
+    assert_eq!(token(2), token(3));
+    assert!(token(0).is_disjoint(&token(2)));
+}
+
+#[test]
+fn a_fork_inside_a_callback_leaves_the_chat_alone() {
+    let service = Service::start();
+    process_keeps("fork_inside_a_chat", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn the_child_of_a_fork_chats_though_another_thread_did() {
+    let service = Service::builder()
+        .on(Endpoint::Stream, |request, peer| match peer.nth() {
+            0 | 1 => {
+                send_hel(peer);
+                peer.stall();
+            }
+            _ => peer.normal(request),
+        })
+        .start();
+    process_keeps("fork_while_chatting", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn a_fork_at_any_moment_leaves_the_child_able_to_chat() {
+    let service = Service::start();
+    process_keeps("fork_at_any_moment", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    let service = Service::start();
+    process_keeps("small_stack", &[&service.url(), "64"]);
+}
+
+#[test]
+fn closed_and_exhausted_descriptors_are_survived() {
+    let service = Service::start();
+    process_keeps("closed_descriptors", &[&service.url()]);
+    process_keeps("no_descriptors_left", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn a_comma_locale_changes_nothing() {
+    let service = Service::start();
+    process_keeps("comma_locale", &[&service.url()]);
+    for request in service.requests() {
+        if request.endpoint == Endpoint::Text {
+            assert_eq!(request.json()["temperature"], 0.5);
+        }
+    }
+}
+
+#[test]
+fn chats_leave_nothing_behind() {
+    let service = Service::start();
+    let failing = failing();
+    process_keeps("no_growth", &[&service.url(), &failing.url()]);
+}
+
+fn failing() -> Service {
+    service(Endpoint::Text, |peer| {
+        peer.respond(500, "text/plain", "out of order")
+    })
+}
+
+#[test]
+fn valgrind_finds_nothing() {
+    if !works(Command::new("valgrind").arg("--version")) {
+        return left_out("memory: there is no valgrind");
+    }
+    let valgrind = |program: &Path, name: &str, args: &[&str]| {
+        let mut command = Command::new("valgrind");
+        command.args(["-q", "--leak-check=full", "--error-exitcode=9"]);
+        command.arg(program).arg(name).args(args);
+        succeeds_silently(command);
+    };
+    let (service, failing) = (Service::start(), failing());
+    valgrind(on_process(), "every_way", &[&service.url(), &failing.url()]);
+    if let Some(program) = contract_in_cpp() {
+        let service = stalls(Endpoint::Stream, send_hel);
+        valgrind(program, "throw_from_text", &[&service.url()]);
+    }
+}
+
+// ---- the libraries ----
+
+#[test]
+fn a_host_may_load_the_library_and_let_it_go() {
+    let source = compiler("cc", &["-std=c99", "tests/c/plugin.c"]);
+    let program = compile("plugin", source, &["-ldl", "-lpthread"]);
+    let service = Service::start();
+    let mut command = Command::new(program);
+    command
+        .arg(libraries().join("libgptalk.so"))
+        .arg(service.url());
+    succeeds_silently(command);
+    assert_eq!(service.count(Endpoint::Text), 8);
+}
+
+#[test]
+fn the_static_archive_links_and_runs() {
+    let mut source = compiler("cc", &["-std=c99", "tests/c/contract.c"]);
+    source.arg(libraries().join("libgptalk.a"));
+    let program = compile("static", source, &["-lpthread", "-ldl", "-lm"]);
+    let service = Service::start();
+    succeeds_silently(promise(&program, "one_liner", &[&service.url()]));
+    fs::remove_file(program).expect("a program of 40 MB to remove");
+}
+
+#[test]
+fn the_header_compiles_in_every_standard_with_its_numbers_frozen() {
+    for standard in ["-std=c99", "-std=c11", "-std=c17", "-std=c2x"] {
+        let options = [
+            standard,
+            "-Wstrict-prototypes",
+            "-Wc++-compat",
+            "-fsyntax-only",
+        ];
+        let mut command = compiler("cc", &options);
+        command.arg("tests/c/header.c");
+        succeeds(command);
+    }
+    if !has_cpp() {
+        return left_out("the header in C++: there is no c++");
+    }
+    for standard in ["-std=c++11", "-std=c++17", "-std=c++20"] {
+        let mut command = compiler("c++", &[standard, "-fsyntax-only", "-x", "c++"]);
+        command.arg("tests/c/header.c");
+        succeeds(command);
+    }
+}
+
+fn header() -> String {
+    fs::read_to_string(format!("{ROOT}/include/gptalk.h")).expect("the header")
+}
+
+/// A header without its comments.
+fn code_of(mut text: &str) -> String {
+    let mut code = String::new();
+    while let Some((before, rest)) = text.split_once("/*") {
+        code += before;
+        text = rest.split_once("*/").expect("the end of a comment").1;
+    }
+    code + text
+}
+
+/// The functions that the header declares.
+fn declared() -> BTreeSet<String> {
+    let code = code_of(&header());
+    let calls = code.split('(').filter_map(|before| {
+        let name = before
+            .rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .next()?;
+        name.starts_with("gptalk_").then(|| name.to_owned())
+    });
+    calls.collect()
+}
+
+#[test]
+fn the_header_declares_the_functions_of_the_contract() {
+    let contract = [
+        "gptalk_cancel",
+        "gptalk_chat",
+        "gptalk_client_chat",
+        "gptalk_client_clone",
+        "gptalk_client_free",
+        "gptalk_client_new",
+        "gptalk_finish",
+        "gptalk_free",
+        "gptalk_get",
+        "gptalk_get_int",
+        "gptalk_next",
+        "gptalk_on",
+        "gptalk_push",
+        "gptalk_set",
+        "gptalk_start",
+        "gptalk_status_name",
+        "gptalk_version",
+        "gptalk_version_number",
+    ];
+    assert_eq!(declared(), contract.map(str::to_owned).into());
+}
+
+#[test]
+fn the_shared_library_exports_what_the_header_declares_and_nothing_else() {
+    let mut nm = Command::new("nm");
+    nm.args(["-D", "--defined-only"])
+        .arg(libraries().join("libgptalk.so"));
+    let Ok(output) = nm.output() else {
+        return left_out("the exported symbols: there is no nm");
+    };
+    assert!(output.status.success(), "{nm:?}");
+    let listed = String::from_utf8(output.stdout).expect("symbols in UTF-8");
+    let exported: BTreeSet<String> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(exported, declared());
+}
+
+#[test]
+fn the_header_explains_every_key() {
+    let keys = [
+        // Options
+        "protocol base_url api_key model temperature max_tokens body header proxy ca_file",
+        "connect_timeout_ms response_timeout_ms idle_timeout_ms timeout_ms retries max_reply_bytes",
+        "user_agent app_id fingerprint",
+        // Channels
+        "reasoning event tick log",
+        // Outcome
+        "error error_code error_body text reasoning message finish_reason usage model request_id url",
+        "http_status retry_after_ms retryable attempts prompt_tokens completion_tokens total_tokens",
+        "reasoning_tokens cached_tokens text_len pieces first_text_ms duration_ms",
+    ];
+    // The first cells of the tables.
+    let header = header();
+    let cells = header
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("* | ")?.split('|').next());
+    let explained: BTreeSet<&str> = cells.flat_map(|cell| cell.trim().split(", ")).collect();
+    for key in keys.iter().flat_map(|keys| keys.split(' ')) {
+        assert!(
+            explained.contains(key),
+            "{key} is not in the header's tables"
+        );
+    }
+}
