@@ -110,7 +110,9 @@ extern "C" {
  *
  * `msgs_json`: an array of messages,
  *
- *     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+ * ```c
+ * [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+ * ```
  *
  * or an object: a request body with "messages" and whatever else, merged over the defaults.
  * `cb` may be NULL: read "text" then. `userdata` is handed to `cb` as it is.
@@ -118,9 +120,11 @@ extern "C" {
  * Returns GPTALK_OK when the reply is complete. The outcome is at gptalk_get(NULL, ...) on the
  * same thread. The options are those of gptalk_set(NULL, ...) and of the environment:
  *
- *     gptalk_set(NULL, "base_url", "http://127.0.0.1:8080");
- *     if (gptalk_chat("[{\"role\":\"user\",\"content\":\"Hi\"}]", on_text, NULL) != GPTALK_OK)
- *         fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
+ * ```c
+ * gptalk_set(NULL, "base_url", "http://127.0.0.1:8080");
+ * if (gptalk_chat("[{\"role\":\"user\",\"content\":\"Hi\"}]", on_text, NULL) != GPTALK_OK)
+ *     fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
+ * ```
  */
 gptalk_status gptalk_chat(const char *msgs_json, gptalk_callback cb, void *userdata);
 
@@ -214,10 +218,12 @@ gptalk_status gptalk_on(gptalk_client *client,
  * The pull form, for hosts that dislike callbacks: begins a chat. Then call gptalk_next() until it
  * returns NULL, and gptalk_finish() for the outcome.
  *
- *     if (gptalk_start(client, msgs_json) == GPTALK_OK)
- *         while ((text = gptalk_next(client, &len)) != NULL)
- *             fwrite(text, 1, len, stdout);
- *     status = gptalk_finish(client);
+ * ```c
+ * if (gptalk_start(client, msgs_json) == GPTALK_OK)
+ *     while ((text = gptalk_next(client, &len)) != NULL)
+ *         fwrite(text, 1, len, stdout);
+ * status = gptalk_finish(client);
+ * ```
  *
  * GPTALK_BUSY: the client is in a chat. GPTALK_MISUSE: `client` is NULL, or the options or the
  * messages cannot be used. Nothing is sent before the first gptalk_next().
@@ -289,9 +295,11 @@ int64_t gptalk_get_int(const gptalk_client *client, const char *key);
  * A new JSON array: `msgs_json` (NULL: empty) and one message more, escaped. `role` NULL:
  * `content` is a whole message's JSON. NULL on bad input. Release it with gptalk_free().
  *
- *     char *msgs = gptalk_push(NULL, "user", "Hi");
- *     gptalk_client_chat(client, msgs, on_text, NULL);
- *     char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+ * ```c
+ * char *msgs = gptalk_push(NULL, "user", "Hi");
+ * gptalk_client_chat(client, msgs, on_text, NULL);
+ * char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+ * ```
  */
 char *gptalk_push(const char *msgs_json, const char *role, const char *content);
 

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
 
-use crate::sys::PerProcess;
+use crate::sys::{Inherit, PerProcess};
 
 /// How many chats a login token serves.
 const USES: u32 = 5;
@@ -114,6 +114,13 @@ pub(crate) fn unix_now() -> i64 {
     }
 }
 
+/// The child of a fork logs in for itself.
+impl Inherit for Book {
+    fn in_child(&self) -> Self {
+        Book::default()
+    }
+}
+
 impl Book {
     /// The one way to lock. A panic elsewhere leaves the book as it was between two steps, each
     /// of which keeps it in order: poison is no reason to refuse chats.
@@ -122,11 +129,12 @@ impl Book {
     }
 }
 
-/// Asks for a token; waits at most for `limit` while another chat logs in.
-pub(crate) fn lease(identity: &Arc<Identity>, limit: Duration) -> Next {
+/// Asks for a token with a number above `newer_than`; waits at most for `limit` while another chat
+/// logs in.
+pub(crate) fn lease(identity: &Arc<Identity>, newer_than: u64, limit: Duration) -> Next {
     let book = BOOK.get();
     let mut entries = book.lock();
-    if let Some(next) = next(&mut entries, identity) {
+    if let Some(next) = next(&mut entries, identity, newer_than) {
         return next;
     }
     // What ended the wait does not matter: look again.
@@ -135,18 +143,24 @@ pub(crate) fn lease(identity: &Arc<Identity>, limit: Duration) -> Next {
         .wait_timeout(entries, limit)
         .unwrap_or_else(PoisonError::into_inner)
         .0;
-    next(&mut entries, identity).unwrap_or(Next::Wait)
+    next(&mut entries, identity, newer_than).unwrap_or(Next::Wait)
 }
 
 /// What a chat can do now; `None`: only wait.
-fn next(entries: &mut BTreeMap<Arc<Identity>, Entry>, identity: &Arc<Identity>) -> Option<Next> {
+fn next(
+    entries: &mut BTreeMap<Arc<Identity>, Entry>,
+    identity: &Arc<Identity>,
+    newer_than: u64,
+) -> Option<Next> {
     let entry = entries.entry(identity.clone()).or_default();
     let now = unix_now();
     // An expired token that chats still hold goes when they are done.
     entry
         .tokens
         .retain(|token| token.leased > 0 || !token.is_expired(now));
-    let usable = |token: &&mut Token| token.leased + token.spent < USES && !token.is_expired(now);
+    let usable = |token: &&mut Token| {
+        token.id > newer_than && token.leased + token.spent < USES && !token.is_expired(now)
+    };
     if let Some(token) = entry.tokens.iter_mut().find(usable) {
         token.leased += 1;
         return Some(Next::Use(Lease {
@@ -278,9 +292,15 @@ impl Lease {
         });
     }
 
-    /// The service refused the token: nobody is to use it again.
-    pub fn refused(mut self) {
-        self.settle(|entry, at| drop(entry.tokens.swap_remove(at)));
+    /// The service refused the token: nobody is to use it again. The number of the newest token
+    /// that may have been refused with it.
+    pub fn refused(mut self) -> u64 {
+        let mut newest = self.token_id;
+        self.settle(|entry, at| {
+            entry.tokens.swap_remove(at);
+            newest = entry.next_id;
+        });
+        newest
     }
 
     fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
@@ -18,10 +18,17 @@ use crate::message::Conversation;
 use crate::protocol::{Setting, gptalk};
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
+use crate::sys::PerProcess;
 use crate::transport::{Limits, Pool, Route};
 
 /// The process's options, and how often they have changed.
-static DEFAULTS: Lazy<Mutex<(u64, Options)>> = Lazy::new(Mutex::default);
+static DEFAULTS: Lazy<PerProcess<RwLock<Defaults>>> = Lazy::new(PerProcess::default);
+
+#[derive(Clone, Default)]
+struct Defaults {
+    version: u64,
+    options: Options,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is replaced whole: a panic leaves nothing half done.
@@ -49,11 +56,13 @@ pub struct Client {
     options: Options,
     pool: Arc<Pool>,
     gate: Arc<Gate>,
-    /// The options resolved, as of a version of the process's defaults.
-    resolved: Mutex<Option<(u64, Arc<Resolved>)>>,
+    /// The options resolved, until they or the process's defaults change.
+    resolved: PerProcess<Mutex<Option<Arc<Resolved>>>>,
 }
 
 struct Resolved {
+    /// Of the process's defaults.
+    version: u64,
     config: Arc<Config>,
     route: Arc<Route>,
 }
@@ -66,7 +75,7 @@ impl Client {
             options: Options::default(),
             pool: Arc::default(),
             gate: Arc::default(),
-            resolved: Mutex::default(),
+            resolved: PerProcess::default(),
         }
     }
 
@@ -120,7 +129,7 @@ impl Client {
     pub fn stream(&self, conversation: impl Into<Conversation>) -> Result<Stream, Error> {
         let conversation = conversation.into();
         let started = Instant::now();
-        let Resolved { config, route } = &*self.resolve()?;
+        let Resolved { config, route, .. } = &*self.resolve()?;
         if config.protocol == Protocol::Openai {
             return Err(Error::misuse(
                 "protocol: openai is not built yet in this version; set gptalk",
@@ -162,26 +171,30 @@ impl Client {
     /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
     pub fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), Error> {
         self.options.set(key, value)?;
-        *lock(&self.resolved) = None;
+        *lock(self.resolved.get()) = None;
         Ok(())
     }
 
     fn resolve(&self) -> Result<Arc<Resolved>, Error> {
-        let (version, defaults) = {
-            let defaults = lock(&DEFAULTS);
-            if let Some((version, resolved)) = &*lock(&self.resolved) {
-                if *version == defaults.0 {
+        let defaults = {
+            let defaults = DEFAULTS
+                .get()
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(resolved) = &*lock(self.resolved.get()) {
+                if resolved.version == defaults.version {
                     return Ok(resolved.clone());
                 }
             }
             defaults.clone()
         };
-        let config = Config::resolve(&self.options, &defaults)?;
+        let config = Config::resolve(&self.options, &defaults.options)?;
         let resolved = Arc::new(Resolved {
+            version: defaults.version,
             route: Arc::new(Route::new(&config)),
             config: Arc::new(config),
         });
-        *lock(&self.resolved) = Some((version, resolved.clone()));
+        *lock(self.resolved.get()) = Some(resolved.clone());
         Ok(resolved)
     }
 }
@@ -199,7 +212,8 @@ impl Clone for Client {
             options: self.options.clone(),
             pool: self.pool.clone(),
             gate: Arc::default(),
-            resolved: Mutex::new(lock(&self.resolved).clone()),
+            // It fills at the first chat.
+            resolved: PerProcess::default(),
         }
     }
 }
@@ -219,9 +233,12 @@ impl fmt::Debug for Client {
 /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
 pub fn set_default(key: &str, value: Option<&str>) -> Result<(), Error> {
     read_environment();
-    let mut defaults = lock(&DEFAULTS);
-    defaults.1.set(key, value)?;
-    defaults.0 += 1;
+    let mut defaults = DEFAULTS
+        .get()
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
+    defaults.options.set(key, value)?;
+    defaults.version += 1;
     Ok(())
 }
 

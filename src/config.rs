@@ -134,7 +134,12 @@ impl Options {
             "timeout_ms" => put(&mut self.timeout, value, |t| whole(key, t)),
             "retries" => put(&mut self.retries, value, |t| whole(key, t)),
             "max_reply_bytes" => put(&mut self.max_reply_bytes, value, |t| whole(key, t)),
-            "user_agent" => put(&mut self.user_agent, value, |text| header_text(key, text)),
+            "user_agent" => put(&mut self.user_agent, value, |text| {
+                match header_text(key, text)? {
+                    text if text.is_empty() => Err(bad(key, &text, "unset it for the default")),
+                    text => Ok(text),
+                }
+            }),
             "app_id" => put(&mut self.app_id, value, |text| header_text(key, text)),
             "fingerprint" => put(&mut self.fingerprint, value, |text| match text {
                 "" => Err(bad(key, text, "unset it for a random one")),
@@ -200,6 +205,10 @@ impl Config {
             None => proxy::from_env(&base_url, |name| environment().vars.get(name).cloned())?,
         };
         let headers = layers.iter().map(|o| &o.headers).find(|h| !h.is_empty());
+        let headers = headers.cloned().unwrap_or_default();
+        // A header of that name goes over the option, wherever the option is used.
+        let mut own = headers.iter().filter(|(name, _)| name == "user-agent");
+        let own_agent = own.next().map(|(_, value)| value.clone());
         let limit = |get: fn(&Options) -> Option<u64>, default: u64| {
             let ms = first(layers, get).unwrap_or(default);
             (ms > 0).then(|| Duration::from_millis(ms))
@@ -211,7 +220,7 @@ impl Config {
             model: first(layers, |o| o.model.clone()).filter(|model| !model.is_empty()),
             temperature: first(layers, |o| o.temperature.clone()),
             body: first(layers, |o| o.body.clone()).unwrap_or_default(),
-            headers: headers.cloned().unwrap_or_default(),
+            headers,
             proxy,
             ca_file: first(layers, |o| o.ca_file.clone()),
             connect_timeout: limit(|o| o.connect_timeout, 10_000),
@@ -220,7 +229,8 @@ impl Config {
             timeout: limit(|o| o.timeout, 0),
             retries: first(layers, |o| o.retries).unwrap_or(2),
             max_reply_bytes: first(layers, |o| o.max_reply_bytes).unwrap_or(64 << 20),
-            user_agent: first(layers, |o| o.user_agent.clone())
+            user_agent: own_agent
+                .or_else(|| first(layers, |o| o.user_agent.clone()))
                 .unwrap_or_else(|| concat!("gptalk/", env!("CARGO_PKG_VERSION")).to_owned()),
             app_id: first(layers, |o| o.app_id.clone()).unwrap_or_else(|| GPTALK_APP_ID.to_owned()),
             fingerprint: first(layers, |o| o.fingerprint.clone()),
@@ -261,16 +271,30 @@ struct Environment {
 
 fn environment() -> &'static Environment {
     static ENVIRONMENT: Lazy<Environment> = Lazy::new(|| {
-        let vars: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| {
-                name.starts_with("GPTALK_")
-                    || name.to_ascii_lowercase().ends_with("_proxy")
-                    || matches!(name.as_str(), "SSL_CERT_FILE" | "SSL_CERT_DIR")
-            })
-            .collect();
+        const OTHERS: &[&str] = &[
+            "http_proxy",
+            "https_proxy",
+            "HTTPS_PROXY",
+            "all_proxy",
+            "ALL_PROXY",
+            "no_proxy",
+            "NO_PROXY",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+        ];
+        let is_ours = |name: &str| name.starts_with("GPTALK_") || OTHERS.contains(&name);
+        let all =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let mut vars = BTreeMap::new();
+        let mut not_text = None;
+        for (name, value) in all.filter(|(name, _)| is_ours(name)) {
+            match value.into_string() {
+                Ok(value) => drop(vars.insert(name, value)),
+                Err(_) => not_text = Some(name),
+            }
+        }
         let mut options = Options::default();
-        let read = OPTIONS.iter().try_for_each(|key| {
+        let mut read = OPTIONS.iter().try_for_each(|key| {
             let name = format!("GPTALK_{}", key.to_ascii_uppercase());
             match vars.get(&name) {
                 Some(value) if !value.is_empty() => options
@@ -279,6 +303,11 @@ fn environment() -> &'static Environment {
                 _ => Ok(()),
             }
         });
+        if let Some(name) = not_text {
+            read = Err(Error::misuse(format!(
+                "in the environment, {name}: it is not UTF-8"
+            )));
+        }
         Environment {
             options: read.map(|()| options),
             vars,
@@ -324,7 +353,8 @@ fn whole(key: &str, text: &str) -> Result<u64, Error> {
 /// Text that can stand in an HTTP header.
 fn header_text(key: &str, text: &str) -> Result<String, Error> {
     if text.bytes().all(is_header_byte) {
-        Ok(text.to_owned())
+        // A header has no white space around it; nor has what is to be the same elsewhere.
+        Ok(text.trim().to_owned())
     } else {
         Err(bad(
             key,
@@ -357,9 +387,9 @@ fn header(text: &str) -> Result<(String, String), Error> {
     let name = name.trim().to_ascii_lowercase();
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(token) {
-        return Err(Error::misuse(format!(
-            "header: {name:?} is not a header name"
-        )));
+        return Err(Error::misuse(
+            "header: what stands before the colon is not a header name; give \"Name: value\"",
+        ));
     }
     const OURS: &[&str] = &[
         "accept-encoding",

@@ -48,7 +48,7 @@ impl Proxy {
             "https" => (ProxyScheme::Https, 443),
             "socks5" => (ProxyScheme::Socks5, 1080),
             "socks5h" => (ProxyScheme::Socks5h, 1080),
-            other => return Err(bad(&format!("the scheme \"{other}\" is not supported"))),
+            _ => return Err(bad("its scheme is not supported")),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (user_info, authority) = match rest.rsplit_once('@') {

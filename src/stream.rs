@@ -49,7 +49,6 @@ pub struct Stream {
     config: Arc<Config>,
     gate: Arc<Gate>,
     running: Running,
-    reply: Reply,
     out: Out,
     /// What the last call handed out; cleared at the next.
     shown: Shown,
@@ -90,16 +89,13 @@ impl Stream {
         total: Option<Instant>,
     ) -> Stream {
         let mut out = Out::default();
+        out.reply.attempts = 1;
         config.secrets().for_each(|secret| out.add_secret(secret));
         Stream {
             chat,
             config,
             running: Running::new(gate.clone()),
             gate,
-            reply: Reply {
-                attempts: 1,
-                ..Reply::default()
-            },
             out,
             shown: Shown::Nothing,
             phase: Phase::Running,
@@ -130,7 +126,7 @@ impl Stream {
 
     /// The reply so far; whole when [`next_event`](Stream::next_event) has returned `None`.
     pub fn reply(&self) -> &Reply {
-        &self.reply
+        &self.out.reply
     }
 
     /// Why the chat failed, once it has.
@@ -171,8 +167,8 @@ impl Stream {
     pub fn finish(mut self) -> Result<Reply, Error> {
         while self.next_event().is_some() {}
         match self.outcome.take() {
-            Some(error) => Err(error.with_reply(std::mem::take(&mut self.reply))),
-            None => Ok(std::mem::take(&mut self.reply)),
+            Some(error) => Err(error.with_reply(std::mem::take(&mut self.out.reply))),
+            None => Ok(std::mem::take(&mut self.out.reply)),
         }
     }
 
@@ -214,7 +210,7 @@ impl Stream {
                     self.phase = Phase::Ending(Err(cancelled()));
                     continue;
                 }
-                Phase::Running => match self.chat.advance(&mut self.reply, &mut self.out) {
+                Phase::Running => match self.chat.advance(&mut self.out) {
                     Ok(Step::Progress) => continue,
                     Ok(Step::Done) => {
                         self.phase = Phase::Ending(Ok(()));
@@ -229,7 +225,7 @@ impl Stream {
                 Phase::Waiting(until) => {
                     let now = Instant::now();
                     if now >= until {
-                        self.reply.attempts += 1;
+                        self.out.reply.attempts += 1;
                         self.chat.restart();
                         continue;
                     }
@@ -253,8 +249,9 @@ impl Stream {
         } else if !self.out.reasoning.is_empty() {
             Shown::Reasoning
         } else if !self.out.text.is_empty() {
-            self.reply.pieces += 1;
-            self.reply
+            self.out.reply.pieces += 1;
+            self.out
+                .reply
                 .first_text
                 .get_or_insert_with(|| self.started.elapsed());
             Shown::Text
@@ -265,9 +262,9 @@ impl Stream {
 
     /// What follows a failed try: a wait for the next one, or the end.
     fn failed(&mut self, error: Error) -> Phase {
-        let tried = u64::from(self.reply.attempts);
+        let tried = u64::from(self.out.reply.attempts);
         let is_last = tried > self.config.retries;
-        let delivered = self.reply.pieces > 0 || !self.out.text.is_empty();
+        let delivered = self.out.reply.pieces > 0 || !self.out.text.is_empty();
         if is_last || delivered || !is_worth_a_retry(&error) {
             return Phase::Ending(Err(error));
         }
@@ -287,7 +284,7 @@ impl Stream {
 
     fn end(&mut self, result: Result<(), Error>) {
         self.phase = Phase::Over;
-        self.reply.duration = self.started.elapsed();
+        self.out.reply.duration = self.started.elapsed();
         // A cancel that found the chat running has its effect, be it at the very end.
         let result = match self.running.end() {
             true => result.and(Err(cancelled())),
@@ -364,14 +361,14 @@ impl Iterator for Stream {
         }
         self.outcome
             .clone()
-            .map(|error| Err(error.with_reply(self.reply.clone())))
+            .map(|error| Err(error.with_reply(self.out.reply.clone())))
     }
 }
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream")
-            .field("reply", &self.reply)
+            .field("reply", &self.out.reply)
             .finish_non_exhaustive()
     }
 }

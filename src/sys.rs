@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use once_cell::sync::OnceCell;
@@ -87,33 +88,62 @@ fn fork_count() -> u32 {
     0
 }
 
-/// A value that the child of a fork does not share with its parent: it finds a new one.
+/// A value that the child of a fork does not share with its parent: it finds one of its own.
 ///
 /// The parent's value may hold sockets that both would write to, and locks whose owner, another
-/// thread, does not exist in the child; so the child never touches it.
+/// thread, does not exist in the child; so the child never locks them.
 pub(crate) struct PerProcess<T> {
     forks: u32,
     value: T,
     in_child: OnceCell<Box<PerProcess<T>>>,
 }
 
-impl<T: Default> PerProcess<T> {
+/// What becomes of a value in the child of a fork.
+pub(crate) trait Inherit {
+    /// The child's value. `self` is the parent's, as it was at the fork: it may be locked.
+    fn in_child(&self) -> Self;
+}
+
+/// Begun anew.
+impl<T: Default> Inherit for Mutex<T> {
+    fn in_child(&self) -> Self {
+        Mutex::default()
+    }
+}
+
+/// Copied; but begun anew where a thread of the parent was writing it at the fork.
+impl<T: Clone + Default> Inherit for RwLock<T> {
+    fn in_child(&self) -> Self {
+        RwLock::new(
+            self.try_read()
+                .map(|value| value.clone())
+                .unwrap_or_default(),
+        )
+    }
+}
+
+impl<T: Inherit> PerProcess<T> {
+    pub fn new(value: T) -> Self {
+        PerProcess {
+            forks: fork_count(),
+            value,
+            in_child: OnceCell::new(),
+        }
+    }
+
     pub fn get(&self) -> &T {
         let forks = fork_count();
         let mut cell = self;
         while cell.forks != forks {
-            cell = cell.in_child.get_or_init(Box::default);
+            let inherited = || Box::new(PerProcess::new(cell.value.in_child()));
+            cell = cell.in_child.get_or_init(inherited);
         }
         &cell.value
     }
 }
 
-impl<T: Default> Default for PerProcess<T> {
+impl<T: Inherit + Default> Default for PerProcess<T> {
     fn default() -> Self {
-        PerProcess {
-            forks: fork_count(),
-            value: T::default(),
-            in_child: OnceCell::new(),
-        }
+        PerProcess::new(T::default())
     }
 }

@@ -31,6 +31,9 @@ impl Url {
                  percent-encode it, or write the host in Punycode"
             ));
         }
+        if text.contains(['"', '<', '>', '\\', '^', '`', '{', '|', '}']) {
+            return bad("the URL has a character that URLs do not have: percent-encode it");
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme), rest),
             None => (None, text),
@@ -43,8 +46,8 @@ impl Url {
         if tail.contains('#') {
             return bad("the URL has a fragment (#): leave it out");
         }
-        let (host, port) = split_port(authority)
-            .map_err(|why| Error::misuse(format!("{option}: {why} in \"{text}\"")))?;
+        let (host, port) =
+            split_port(authority).map_err(|why| Error::misuse(format!("{option}: {why}")))?;
         let https = match scheme.map(str::to_ascii_lowercase).as_deref() {
             Some("https") => true,
             Some("http") => false,
@@ -110,7 +113,7 @@ pub(crate) fn split_port(authority: &str) -> Result<(String, Option<u16>), Strin
         return Err(format!("\"{host}\" is not a host name"));
     }
     let port = match port {
-        None | Some("") => None,
+        None => None,
         Some(digits) => match digits.parse::<u16>() {
             Ok(port) if port > 0 && digits.bytes().all(|b| b.is_ascii_digit()) => Some(port),
             _ => return Err(format!("the port \"{digits}\" is not between 1 and 65535")),

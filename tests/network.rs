@@ -773,6 +773,14 @@ fn ticks_and_cancel_while_comments_drip() {
 }
 
 #[test]
+fn ticks_and_cancel_while_events_without_text_drip() {
+    waits_well(Endpoint::Stream, |peer| {
+        send_hello(peer);
+        drip(peer, "9\r\ndata: {}\n\r\n");
+    });
+}
+
+#[test]
 fn ticks_and_cancel_while_waiting_for_a_retry() {
     waits_well(Endpoint::Login, |peer| {
         peer.send(answer(503, "retry-after: 4\r\nconnection: close\r\n", ""));

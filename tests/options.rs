@@ -731,9 +731,7 @@ fn the_typed_setters_are_the_options() {
         .unwrap()
         .complete("Hi");
     assert_eq!(over.unwrap_err().kind(), ErrorKind::Limit);
-    let stalls = fresh()
-        .on(Endpoint::Login, |_, peer| peer.stall())
-        .start();
+    let stalls = fresh().on(Endpoint::Login, |_, peer| peer.stall()).start();
     for client in [
         builder(&stalls).timeout(limit),
         builder(&stalls).response_timeout(limit),

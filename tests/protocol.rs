@@ -123,13 +123,11 @@ fn all_eight_headers_are_on_each_of_the_three_requests() {
     let after = unix_now();
 
     let requests = service.requests();
-    let paths: Vec<_> = requests
-        .iter()
-        .map(|r| r.target.split('?').next().unwrap())
-        .collect();
-    assert_eq!(paths[0], "/api/chatgpt/user/login");
-    assert_eq!(paths[1], "/api/chatgpt/chatapi/text");
-    assert_eq!(paths[2], "/api/chatgpt/chatapi/stream");
+    let paths = requests.iter().map(|r| r.target.split('?').next());
+    let prefix = service.url().split_off(service.url().rfind('/').unwrap());
+    let expected = ["user/login", "chatapi/text", "chatapi/stream"];
+    let expected = expected.map(|path| format!("{prefix}/api/chatgpt/{path}"));
+    assert!(paths.eq(expected.iter().map(|path| Some(&**path))));
     assert_eq!(
         requests.iter().map(|r| &*r.method).collect::<Vec<_>>(),
         ["POST", "POST", "GET"]
@@ -143,7 +141,7 @@ fn all_eight_headers_are_on_each_of_the_three_requests() {
         for (name, value) in [
             ("accept", "*/*"),
             ("content-type", "application/json"),
-            ("origin", &*service.url()),
+            ("origin", service.url().trim_end_matches(&prefix)),
             ("user-agent", concat!("gptalk/", env!("CARGO_PKG_VERSION"))),
             ("x-auth-appid", "2229"),
             ("x-auth-openid", ""),
@@ -163,9 +161,7 @@ fn all_eight_headers_are_on_each_of_the_three_requests() {
 
 #[test]
 fn only_the_text_request_is_authorized_and_by_the_login_token() {
-    let service = fresh()
-        .login_data(json!({"token": "abc.DEF-123"}))
-        .start();
+    let service = fresh().login_data(json!({"token": "abc.DEF-123"})).start();
     chat(&client(&service), "Hi");
     assert_eq!(
         last(&service, Endpoint::Login).header("authorization"),
@@ -340,7 +336,7 @@ fn the_user_agent_member_is_the_user_agent_header() {
 
 #[test]
 fn a_base_url_may_have_a_prefix_and_a_slash_and_no_scheme() {
-    let service = fresh().prefix("/a/b%20c").start();
+    let service = Service::builder().prefix("/a/b%20c").start();
     let (url, port) = (service.url(), service.port());
     for (base_url, host) in [
         (url.clone(), "127.0.0.1"),
@@ -387,7 +383,8 @@ fn a_stream_token_is_percent_encoded() {
             "/api/chatgpt/chatapi/stream?token={}",
             percent_encoded(token)
         );
-        assert_eq!(last(&service, Endpoint::Stream).target, expected);
+        let target = last(&service, Endpoint::Stream).target;
+        assert!(target.ends_with(&expected), "{target}");
     }
 }
 

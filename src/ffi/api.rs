@@ -67,7 +67,9 @@ pub type gptalk_callback = Option<
 ///
 /// `msgs_json`: an array of messages,
 ///
-///     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+/// ```c
+/// [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+/// ```
 ///
 /// or an object: a request body with "messages" and whatever else, merged over the defaults.
 /// `cb` may be NULL: read "text" then. `userdata` is handed to `cb` as it is.
@@ -75,9 +77,11 @@ pub type gptalk_callback = Option<
 /// Returns GPTALK_OK when the reply is complete. The outcome is at gptalk_get(NULL, ...) on the
 /// same thread. The options are those of gptalk_set(NULL, ...) and of the environment:
 ///
-///     gptalk_set(NULL, "base_url", "http://127.0.0.1:8080");
-///     if (gptalk_chat("[{\"role\":\"user\",\"content\":\"Hi\"}]", on_text, NULL) != GPTALK_OK)
-///         fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
+/// ```c
+/// gptalk_set(NULL, "base_url", "http://127.0.0.1:8080");
+/// if (gptalk_chat("[{\"role\":\"user\",\"content\":\"Hi\"}]", on_text, NULL) != GPTALK_OK)
+///     fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_chat(
     msgs_json: *const c_char,
@@ -293,10 +297,12 @@ pub unsafe extern "C-unwind" fn gptalk_on(
 /// The pull form, for hosts that dislike callbacks: begins a chat. Then call gptalk_next() until it
 /// returns NULL, and gptalk_finish() for the outcome.
 ///
-///     if (gptalk_start(client, msgs_json) == GPTALK_OK)
-///         while ((text = gptalk_next(client, &len)) != NULL)
-///             fwrite(text, 1, len, stdout);
-///     status = gptalk_finish(client);
+/// ```c
+/// if (gptalk_start(client, msgs_json) == GPTALK_OK)
+///     while ((text = gptalk_next(client, &len)) != NULL)
+///         fwrite(text, 1, len, stdout);
+/// status = gptalk_finish(client);
+/// ```
 ///
 /// GPTALK_BUSY: the client is in a chat. GPTALK_MISUSE: `client` is NULL, or the options or the
 /// messages cannot be used. Nothing is sent before the first gptalk_next().
@@ -475,9 +481,11 @@ pub unsafe extern "C-unwind" fn gptalk_get_int(
 /// A new JSON array: `msgs_json` (NULL: empty) and one message more, escaped. `role` NULL:
 /// `content` is a whole message's JSON. NULL on bad input. Release it with gptalk_free().
 ///
-///     char *msgs = gptalk_push(NULL, "user", "Hi");
-///     gptalk_client_chat(client, msgs, on_text, NULL);
-///     char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+/// ```c
+/// char *msgs = gptalk_push(NULL, "user", "Hi");
+/// gptalk_client_chat(client, msgs, on_text, NULL);
+/// char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_push(
     msgs_json: *const c_char,

@@ -2,8 +2,6 @@
 
 use serde_json::Value;
 
-use super::EXCERPT;
-
 /// What a service says of an error, and its code: every shape that is known.
 pub(super) fn service_words(json: &Value) -> (Option<String>, Option<String>) {
     let json = json.get(0).unwrap_or(json);
@@ -32,21 +30,6 @@ pub(super) fn text_of(value: &Value) -> Option<String> {
 /// JSON that may begin with a byte order mark.
 pub(super) fn parse_json(bytes: &[u8]) -> Option<Value> {
     serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).ok()
-}
-
-/// The beginning of a text in one line, for an error.
-pub(super) fn excerpt(bytes: &[u8]) -> String {
-    let text = lossy(bytes, EXCERPT);
-    text.trim().replace(|c: char| c.is_control(), " ")
-}
-
-/// The first bytes as text, no longer than `limit`.
-pub(super) fn lossy(bytes: &[u8], limit: usize) -> String {
-    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(limit)]).into_owned();
-    while text.len() > limit {
-        text.pop();
-    }
-    text
 }
 
 /// Parses an event; says whether a string in it ended with a lone high surrogate.

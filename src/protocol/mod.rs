@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use self::json::{excerpt, lossy, parse_json, service_words};
+use self::json::{parse_json, service_words};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
+use crate::reply::Reply;
 use crate::transport::{Answer, Exchange, Limits, Part, Pool, Request, Route};
 
 /// The longest answer that is read whole, in bytes.
@@ -50,9 +51,10 @@ pub(crate) enum Step {
     Done,
 }
 
-/// What a protocol hands out, a step at a time.
+/// What a chat has brought, and what of it is to be handed out next.
 #[derive(Default)]
 pub(crate) struct Out {
+    pub reply: Reply,
     /// New text of the reply.
     pub text: String,
     /// New text of the model's thoughts.
@@ -74,6 +76,25 @@ impl Out {
             self.redact(&mut line);
             self.log.push_back(line.replace(['\n', '\r'], " "));
         }
+    }
+
+    /// The beginning of something that a service sent, in one line, for an error.
+    pub fn excerpt(&self, bytes: &[u8]) -> String {
+        let text = self.beginning(bytes, EXCERPT);
+        text.trim().replace(|c: char| c.is_control(), " ")
+    }
+
+    /// The beginning of something that a service sent, at most `limit` bytes, without secrets:
+    /// cut after they are, so that none is cut in two and shown in part.
+    pub fn beginning(&self, bytes: &[u8], limit: usize) -> String {
+        let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_ERROR)]).into_owned();
+        self.redact(&mut text);
+        let mut end = limit.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text
     }
 
     /// Forgets what has not been handed out.
@@ -170,7 +191,7 @@ fn is_success(status: u16) -> bool {
 }
 
 /// The error that an answer with another status than 2xx means. `what` was asked for at `url`.
-fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
+fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8], out: &Out) -> Error {
     let status = answer.status;
     let kind = match status {
         401 | 403 => ErrorKind::Auth,
@@ -182,7 +203,7 @@ fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
     let (words, code) = parse_json(bytes)
         .map(|json| service_words(&json))
         .unwrap_or_default();
-    let words = words.unwrap_or_else(|| excerpt(bytes));
+    let words = words.map_or_else(|| out.excerpt(bytes), |words| out.excerpt(words.as_bytes()));
     let advice = match status {
         300..=399 => {
             let target = answer.header("location").unwrap_or("nowhere");
@@ -204,7 +225,7 @@ fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
     .with_http_status(status)
     .with_retry_after(retry_after(answer))
     .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !is_final)
-    .with_body(lossy(bytes, SHOWN_ERROR));
+    .with_body(out.beginning(bytes, SHOWN_ERROR));
     match code {
         Some(code) => error.with_code(code),
         None => error,
@@ -212,21 +233,21 @@ fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8]) -> Error {
 }
 
 /// How long the service asks to wait: `retry-after-ms`, or `Retry-After` as seconds or a date
-/// (RFC 9110, section 10.2.3).
+/// (RFC 9110, section 10.2.3). Nonsense is as good as nothing.
 fn retry_after(answer: &Answer) -> Option<Duration> {
-    let ms = |text: &str| Some(text.trim().parse::<f64>().ok()? / 1000.0);
+    let number = |text: &str| text.trim().parse::<f64>().ok();
     let date = |text: &str| {
         let until = httpdate::parse_http_date(text.trim()).ok()?;
-        Some(
-            until
-                .duration_since(SystemTime::now())
-                .map_or(0.0, |wait| wait.as_secs_f64()),
-        )
+        let wait = until.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(wait.as_secs_f64())
     };
-    let seconds = answer.header("retry-after-ms").and_then(ms).or_else(|| {
+    let sane = |seconds: &f64| seconds.is_finite() && *seconds >= 0.0;
+    let ms = answer.header("retry-after-ms").and_then(number);
+    let seconds = ms.map(|ms| ms / 1000.0).filter(sane).or_else(|| {
         let text = answer.header("retry-after")?;
-        text.trim().parse().ok().or_else(|| date(text))
+        number(text).or_else(|| date(text)).filter(sane)
     })?;
-    let sane = seconds >= 0.0 && seconds.is_finite();
-    sane.then(|| Duration::from_secs_f64(seconds.min(MAX_RETRY_AFTER.as_secs_f64())))
+    Some(Duration::from_secs_f64(
+        seconds.min(MAX_RETRY_AFTER.as_secs_f64()),
+    ))
 }

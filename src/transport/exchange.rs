@@ -163,6 +163,7 @@ impl Exchange {
         }
         if talk.due {
             talk.due = false;
+            talk.searched = 0;
             let (connection, ran) = self.run(talk.connection)?;
             talk.connection = connection;
             match ran {
@@ -330,7 +331,7 @@ impl Talk {
     fn look(&mut self) {
         let wire = &mut self.connection.wire;
         let input = wire.input.unread();
-        let new = &input[self.searched.saturating_sub(2).min(input.len())..];
+        let new = &input[self.searched.saturating_sub(2)..];
         self.due = !wire.turn.answered
             || input.len() > MAX_HEADER
             || memchr::memmem::find(new, b"\n\r\n").is_some()
@@ -429,6 +430,8 @@ struct Lent {
     slot: Slot,
     /// The last look at the input used some of it: there may be more to use.
     progress: bool,
+    /// This run has waited for input.
+    pumped: bool,
 }
 
 impl Drop for Lent {
@@ -448,6 +451,7 @@ impl Connector for Slot {
             wire: Some(wire),
             slot: self.clone(),
             progress: true,
+            pumped: false,
         }))
     }
 }
@@ -476,8 +480,13 @@ impl Transport for Lent {
     }
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
+        // Once in a run: a header in drops would keep the run going for as long as it drips.
+        let pumped = std::mem::replace(&mut self.pumped, true);
         let wire = self.wire()?;
         wire.turn.queued = true;
+        if pumped {
+            return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
+        }
         if wire.turn.skipped > MAX_HEADER {
             return Err(ureq::Error::LargeResponseHeader(
                 wire.turn.skipped,

@@ -344,6 +344,16 @@ static void *chat_on_and_on(void *url)
     return NULL;
 }
 
+/* Chats that are over at once, so that they are at any point of their beginning when a fork comes. */
+static void *begin_on_and_on(void *url)
+{
+    gptalk_client *client = client_at(url);
+    while (!forked_enough)
+        CHECK_STATUS(client, gptalk_client_chat(client, "[]", NULL, NULL), GPTALK_MISUSE);
+    gptalk_client_free(client);
+    return NULL;
+}
+
 /* Forks at any moment of other threads' chats. */
 static void fork_at_any_moment(char **args)
 {
@@ -352,8 +362,8 @@ static void fork_at_any_moment(char **args)
     gptalk_client *client = client_at(args[0]);
     CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
     for (i = 0; i < COUNT(chats); i++)
-        CHECK_INT(pthread_create(&chats[i], NULL, chat_on_and_on, args[0]), 0);
-    for (i = 0; i < 40; i++) {
+        CHECK_INT(pthread_create(&chats[i], NULL, i == 0 ? begin_on_and_on : chat_on_and_on, args[0]), 0);
+    for (i = 0; i < 100; i++) {
         pid_t child = fork();
         if (child == 0) {
             begin_child();

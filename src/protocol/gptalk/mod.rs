@@ -19,13 +19,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use self::reading::{Content, Reading};
-use super::json::{excerpt, parse_json, service_words, text_of};
+use super::json::{parse_json, service_words, text_of};
 use super::{Fetch, Out, Setting, Step, is_success, refusal};
 use crate::auth::{self, Identity, Lease, Login, Next};
 use crate::config::{Config, is_header_byte};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
-use crate::reply::Reply;
 use crate::transport::{Exchange, Request, SLICE};
 
 const LOGIN: &str = "/api/chatgpt/user/login";
@@ -48,6 +47,8 @@ pub(crate) struct Chat {
     phase: Phase,
     /// The number of the token that this chat itself has logged in for.
     own_token: Option<u64>,
+    /// A token was refused to this chat: it takes none that is as old, and no second refusal.
+    newer_than: Option<u64>,
     content: Content,
 }
 
@@ -72,6 +73,7 @@ impl Chat {
             identity,
             phase: Phase::Token,
             own_token: None,
+            newer_than: None,
             content: Content::new(config.max_reply_bytes),
             setting,
         })
@@ -102,25 +104,25 @@ impl Chat {
     }
 
     /// One step.
-    pub fn advance(&mut self, reply: &mut Reply, out: &mut Out) -> Result<Step, Error> {
+    pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Token => self.token(reply, out),
+            Phase::Token => self.token(out),
             // A login may happen twice: one whose connection broke is worth another try.
             Phase::LogIn(login, mut fetch) => {
                 match fetch.advance().map_err(Error::with_repeatable)? {
                     Some((answer, bytes)) => {
-                        reply.http_status = Some(answer.status);
+                        out.reply.http_status = Some(answer.status);
                         let url = fetch.shown_url();
                         out.note(|| format!("POST {url}: HTTP {}", answer.status));
                         if !is_success(answer.status) {
-                            let error = refusal("the login", url, &answer, &bytes);
+                            let error = refusal("the login", url, &answer, &bytes, out);
                             return Err(error);
                         }
-                        let (token, expires_at) = read_login(url, &bytes)?;
+                        let (token, expires_at) = read_login(url, &bytes, out)?;
                         out.add_secret(&token);
                         let lease = login.succeeded(&token, expires_at);
                         self.own_token = Some(lease.token_id());
-                        self.submit(lease, reply);
+                        self.submit(lease, out);
                         Ok(Step::Progress)
                     }
                     None => {
@@ -131,26 +133,27 @@ impl Chat {
             }
             Phase::Submit(lease, mut fetch) => match fetch.advance()? {
                 Some((answer, bytes)) => {
-                    reply.http_status = Some(answer.status);
+                    out.reply.http_status = Some(answer.status);
                     let url = fetch.shown_url().to_owned();
                     out.note(|| format!("POST {url}: HTTP {}", answer.status));
                     let read = if is_success(answer.status) {
-                        read_text(&url, &bytes)
+                        read_text(&url, &bytes, out)
                     } else {
-                        Err(refusal("the text", &url, &answer, &bytes))
+                        Err(refusal("the text", &url, &answer, &bytes, out))
                     };
                     match read {
                         Ok(token) => {
                             lease.served();
-                            self.open(&token, reply, out);
+                            self.open(&token, out);
                             Ok(Step::Progress)
                         }
                         Err(error) if error.kind() == ErrorKind::Auth => {
                             let own = self.own_token == Some(lease.token_id());
-                            lease.refused();
-                            if own {
+                            let newest = lease.refused();
+                            if own || self.newer_than.is_some() {
                                 return Err(error);
                             }
+                            self.newer_than = Some(newest);
                             out.note(|| "the login token was refused: logging in anew".into());
                             self.phase = Phase::Token;
                             Ok(Step::Progress)
@@ -165,8 +168,8 @@ impl Chat {
             },
             Phase::Open(mut exchange) => match exchange.advance()? {
                 Some(answer) => {
-                    reply.http_status = Some(answer.status);
-                    reply.request_id = answer.header("x-request-id").map(str::to_owned);
+                    out.reply.http_status = Some(answer.status);
+                    out.reply.request_id = answer.header("x-request-id").map(str::to_owned);
                     let url = exchange.shown_url().to_owned();
                     out.note(|| format!("GET {url}: HTTP {}", answer.status));
                     self.phase = if is_success(answer.status) {
@@ -182,23 +185,28 @@ impl Chat {
                 }
             },
             Phase::Refused(mut fetch) => match fetch.advance()? {
-                Some((answer, bytes)) => {
-                    Err(refusal("the stream", fetch.shown_url(), &answer, &bytes))
-                }
+                Some((answer, bytes)) => Err(refusal(
+                    "the stream",
+                    fetch.shown_url(),
+                    &answer,
+                    &bytes,
+                    out,
+                )),
                 None => {
                     self.phase = Phase::Refused(fetch);
                     Ok(Step::Pending)
                 }
             },
             Phase::Read(mut reading) => {
-                let step = reading.advance(&mut self.content, reply, out);
-                if matches!(step, Ok(Step::Pending | Step::Progress)) {
-                    self.phase = Phase::Read(reading);
-                } else {
-                    self.content.end(reply, out);
-                    if matches!(step, Ok(Step::Done)) {
+                let step = reading.advance(&mut self.content, out);
+                match step {
+                    Ok(Step::Pending | Step::Progress) => self.phase = Phase::Read(reading),
+                    Ok(Step::Done) => {
+                        self.content.end(&self.url(STREAM), out)?;
                         reading.leave();
                     }
+                    // The reply's end is this error, whatever becomes of a half.
+                    Err(_) => drop(self.content.end(&self.url(STREAM), out)),
                 }
                 step
             }
@@ -209,18 +217,18 @@ impl Chat {
         }
     }
 
-    fn token(&mut self, reply: &mut Reply, out: &mut Out) -> Result<Step, Error> {
-        match auth::lease(&self.identity, SLICE) {
+    fn token(&mut self, out: &mut Out) -> Result<Step, Error> {
+        match auth::lease(&self.identity, self.newer_than.unwrap_or(0), SLICE) {
             Next::Use(lease) => {
                 out.add_secret(lease.token());
                 out.note(|| "a login token has a use left".into());
-                self.submit(lease, reply);
+                self.submit(lease, out);
                 Ok(Step::Progress)
             }
             Next::LogIn(login) => {
                 out.note(|| "no login token: logging in".into());
                 let fetch = self.log_in()?;
-                reply.url = Some(fetch.shown_url().to_owned());
+                out.reply.url = Some(fetch.shown_url().to_owned());
                 self.phase = Phase::LogIn(login, Box::new(fetch));
                 Ok(Step::Progress)
             }
@@ -247,19 +255,19 @@ impl Chat {
         )))
     }
 
-    fn submit(&mut self, lease: Lease, reply: &mut Reply) {
+    fn submit(&mut self, lease: Lease, out: &mut Out) {
         let authorization = vec![("authorization", format!("Bearer {}", lease.token()))];
         let exchange = self.request(TEXT, None, authorization, Some(self.submission.clone()));
-        reply.url = Some(exchange.shown_url().to_owned());
+        out.reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Submit(lease, Box::new(Fetch::new(exchange)));
     }
 
-    fn open(&mut self, token: &str, reply: &mut Reply, out: &mut Out) {
+    fn open(&mut self, token: &str, out: &mut Out) {
         let encoded = utf8_percent_encode(token, QUERY).to_string();
         out.add_secret(token);
         out.add_secret(&encoded);
         let exchange = self.request(STREAM, Some(format!("token={encoded}")), Vec::new(), None);
-        reply.url = Some(exchange.shown_url().to_owned());
+        out.reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Open(Box::new(exchange));
     }
 
@@ -300,15 +308,15 @@ impl Chat {
 }
 
 /// Reads the login's answer: the token, and when it expires in Unix seconds.
-fn read_login(url: &str, bytes: &[u8]) -> Result<(String, Option<i64>), Error> {
-    let json = answer_json("the login", url, bytes)?;
+fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>), Error> {
+    let json = answer_json("the login", url, bytes, out)?;
     let data = json.get("data").unwrap_or(&Value::Null);
     let token = data
         .get("token")
         .and_then(Value::as_str)
         .filter(|token| !token.is_empty());
     let Some(token) = token else {
-        return Err(without_token(ErrorKind::Auth, "the login", url, &json));
+        return Err(without_token(ErrorKind::Auth, "the login", url, &json, out));
     };
     // It goes into a header.
     if !token.bytes().all(is_header_byte) {
@@ -322,7 +330,7 @@ fn read_login(url: &str, bytes: &[u8]) -> Result<(String, Option<i64>), Error> {
         Some(value) => Some(unix_seconds(value).ok_or_else(|| {
             Error::protocol(format!(
                 "{url} gave a login token whose expires_at is not a number: {}",
-                excerpt(value.to_string().as_bytes())
+                out.excerpt(value.to_string().as_bytes())
             ))
             .with_code("expires_at")
         })?),
@@ -349,8 +357,8 @@ fn unix_seconds(value: &Value) -> Option<i64> {
 }
 
 /// Reads the text's answer: the stream token.
-fn read_text(url: &str, bytes: &[u8]) -> Result<String, Error> {
-    let json = answer_json("the text", url, bytes)?;
+fn read_text(url: &str, bytes: &[u8], out: &Out) -> Result<String, Error> {
+    let json = answer_json("the text", url, bytes, out)?;
     let token = json
         .get("data")
         .and_then(|data| data.get("token"))
@@ -364,23 +372,33 @@ fn read_text(url: &str, bytes: &[u8]) -> Result<String, Error> {
         Some(_) => ErrorKind::Server,
         None => ErrorKind::Protocol,
     };
-    Err(without_token(kind, "the text", url, &json))
+    Err(without_token(kind, "the text", url, &json, out))
 }
 
-fn answer_json(what: &str, url: &str, bytes: &[u8]) -> Result<Value, Error> {
-    parse_json(bytes).ok_or_else(|| match excerpt(bytes).as_str() {
-        "" => Error::protocol(format!("{url} answered {what} with nothing")).with_code("empty"),
-        seen => Error::protocol(format!(
-            "{url} answered {what} with something that is not JSON: {seen}"
+fn answer_json(what: &str, url: &str, bytes: &[u8], out: &Out) -> Result<Value, Error> {
+    parse_json(bytes).ok_or_else(|| {
+        let seen = out.excerpt(bytes);
+        if seen.is_empty() {
+            return Error::protocol(format!("{url} answered {what} with nothing"))
+                .with_code("empty");
+        }
+        // JSON but for a brace too many may hold a token that nobody has told us of.
+        let colon = if seen.contains("token") {
+            String::new()
+        } else {
+            format!(": {seen}")
+        };
+        Error::protocol(format!(
+            "{url} answered {what} with something that is not JSON{colon}"
         ))
-        .with_code("json"),
+        .with_code("json")
     })
 }
 
-fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value) -> Error {
+fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value, out: &Out) -> Error {
     let (words, code) = service_words(json);
     let words = words.map_or_else(String::new, |words| {
-        format!(": {}", excerpt(words.as_bytes()))
+        format!(": {}", out.excerpt(words.as_bytes()))
     });
     let error = Error::new(
         kind,

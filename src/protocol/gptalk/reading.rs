@@ -1,13 +1,10 @@
 //! The stream: cumulative lines in, deltas out.
 
-use std::borrow::Cow;
-
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind};
-use crate::protocol::json::{excerpt, parse_event, parse_json, service_words, text_of};
+use crate::protocol::json::{parse_event, service_words, text_of};
 use crate::protocol::{EXCERPT, MAX_JSON, Out, Step};
-use crate::reply::Reply;
 use crate::sse::{self, LineTooLong, Lines};
 use crate::transport::{Body, Part};
 
@@ -16,9 +13,10 @@ pub(super) struct Reading {
     url: String,
     body: Body,
     lines: Lines,
-    /// The beginning of what came, for an error where no event does.
+    /// What came before the first event, as far as an error would show it.
     seen: Vec<u8>,
-    events: u64,
+    /// There has been an event.
+    begun: bool,
     /// A JSON answer where a stream was asked for, gathered whole.
     whole: Option<Vec<u8>>,
 }
@@ -30,7 +28,7 @@ impl Reading {
             body,
             lines: Lines::default(),
             seen: Vec::new(),
-            events: 0,
+            begun: false,
             whole: None,
         }
     }
@@ -40,133 +38,142 @@ impl Reading {
         self.body.leave();
     }
 
-    /// One step.
-    pub fn advance(
-        &mut self,
-        content: &mut Content,
-        reply: &mut Reply,
-        out: &mut Out,
-    ) -> Result<Step, Error> {
+    /// One step: at most one line.
+    pub fn advance(&mut self, content: &mut Content, out: &mut Out) -> Result<Step, Error> {
         let part = match self.body.read() {
             Ok(Part::Data(part)) => part,
             Ok(Part::Pending) => return Ok(Step::Pending),
-            Ok(Part::End) => return self.ended(content, reply, out),
-            Err(error) => return Err(error),
+            Ok(Part::End) => return self.ended(content, out),
+            Err(error) => return self.broke(error, content, out),
         };
-        if self.events == 0 && self.seen.len() < EXCERPT {
-            let room = EXCERPT - self.seen.len();
-            self.seen.extend_from_slice(&part[..part.len().min(room)]);
-        }
-        if self.events == 0 && self.whole.is_none() && begins_json(&self.seen) {
-            self.whole = Some(Vec::new());
+        if !self.begun && self.whole.is_none() && begins_json(&self.seen, part) {
+            self.whole = Some(self.seen.clone());
         }
         if let Some(whole) = &mut self.whole {
-            let n = part.len();
             whole.extend_from_slice(part);
-            self.body.consume(n);
-            if whole.len() > MAX_JSON {
-                return Err(Error::new(
-                    ErrorKind::Limit,
-                    format!("{} answered with more than 1 MiB of JSON", self.url),
-                ));
-            }
-            return Ok(Step::Progress);
+            let used = part.len();
+            self.body.consume(used);
+            return match whole.len() {
+                0..=MAX_JSON => Ok(Step::Pending),
+                _ => Err(too_long(&self.url, "more than 1 MiB of JSON", "json")),
+            };
         }
         let mut left = part;
-        let line = self.lines.next(&mut left).map_err(|LineTooLong| {
-            Error::new(
-                ErrorKind::Limit,
-                format!("{} sent a line of more than 16 MiB", self.url),
-            )
-            .with_code("line")
-        })?;
+        let line = self
+            .lines
+            .next(&mut left)
+            .map_err(|LineTooLong| too_long(&self.url, "a line of more than 16 MiB", "line"))?;
         let used = part.len() - left.len();
-        let step = match line.and_then(sse::data) {
-            Some(data) => event(data, &mut self.events, &self.url, content, reply, out),
+        let step = match line.and_then(sse::data).filter(|data| !is_blank(data)) {
+            Some(data) => {
+                let begun = std::mem::replace(&mut self.begun, true);
+                event(data, begun, &self.url, content, out)
+            }
+            // Nothing to hand out, and nothing left: whoever drips comments stops no clock.
+            None if left.is_empty() => Ok(Step::Pending),
             None => Ok(Step::Progress),
         };
+        if !self.begun && self.seen.len() < EXCERPT {
+            self.seen.extend_from_slice(&part[..used.min(EXCERPT)]);
+        }
         self.body.consume(used);
         step
     }
 
     /// The body has come to its end, in good order.
-    fn ended(
-        &mut self,
-        content: &mut Content,
-        reply: &mut Reply,
-        out: &mut Out,
-    ) -> Result<Step, Error> {
+    fn ended(&mut self, content: &mut Content, out: &mut Out) -> Result<Step, Error> {
         if let Some(whole) = self.whole.take() {
-            return self.answered_whole(&whole, content, reply, out);
+            return answered_whole(&whole, &self.url, content, out);
         }
-        // A last line without its end counts where it is whole.
-        let rest = self.lines.rest();
-        let mut is_cut = false;
-        if let Some(data) = sse::data(rest).filter(|data| !data.trim_ascii().is_empty()) {
-            if is_done(data) || parse_event(&text(data)).is_ok() {
-                let step = event(data, &mut self.events, &self.url, content, reply, out)?;
-                if step == Step::Done {
-                    return Ok(step);
-                }
-            } else {
-                is_cut = true;
-            }
+        match self.last_line(content, out)? {
+            LastLine::Done => Ok(Step::Done),
+            LastLine::None if !self.begun => Err(empty(&self.url, &self.seen, out)),
+            _ => Err(Error::new(
+                ErrorKind::Truncated,
+                format!(
+                    "the reply from {} ended without its [DONE]: it was cut",
+                    self.url
+                ),
+            )),
         }
-        if self.events == 0 && !is_cut {
-            return Err(empty(&self.url, &self.seen));
-        }
-        Err(Error::new(
-            ErrorKind::Truncated,
-            format!(
-                "the reply from {} ended without its [DONE]: it was cut",
-                self.url
-            ),
-        ))
     }
 
-    /// A JSON answer where a stream was asked for: the reply, or the error in it.
-    fn answered_whole(
-        &mut self,
-        bytes: &[u8],
-        content: &mut Content,
-        reply: &mut Reply,
-        out: &mut Out,
-    ) -> Result<Step, Error> {
-        let Some(json) = parse_json(bytes) else {
-            return Err(empty(&self.url, &self.seen));
+    /// The connection broke, or a time limit passed: what has arrived is handed out.
+    fn broke(&mut self, error: Error, content: &mut Content, out: &mut Out) -> Result<Step, Error> {
+        match self.last_line(content, out) {
+            Ok(LastLine::Done) => Ok(Step::Done),
+            _ => Err(error),
+        }
+    }
+
+    /// A last line without its end counts where it is whole.
+    fn last_line(&mut self, content: &mut Content, out: &mut Out) -> Result<LastLine, Error> {
+        let Some(data) = sse::data(self.lines.rest()).filter(|data| !is_blank(data)) else {
+            return Ok(LastLine::None);
         };
-        let inner = json
-            .get("data")
-            .filter(|data| data.get("content").is_some())
-            .unwrap_or(&json);
-        let text = inner.to_string();
-        self.events = 0;
-        event(
-            text.as_bytes(),
-            &mut self.events,
-            &self.url,
-            content,
-            reply,
-            out,
-        )?;
-        if reply.text.is_empty() {
-            return Err(empty(&self.url, &self.seen));
+        if !is_done(data) && parse_event(&String::from_utf8_lossy(data)).is_err() {
+            return Ok(LastLine::Cut);
         }
-        Ok(Step::Done)
+        let begun = std::mem::replace(&mut self.begun, true);
+        Ok(match event(data, begun, &self.url, content, out)? {
+            Step::Done => LastLine::Done,
+            _ => LastLine::Whole,
+        })
     }
 }
 
-/// Whether an answer begins like a JSON document, byte order mark and white space aside.
-fn begins_json(bytes: &[u8]) -> bool {
-    let bytes = bytes
-        .strip_prefix(b"\xef\xbb\xbf")
-        .unwrap_or(bytes)
-        .trim_ascii_start();
-    matches!(bytes.first(), Some(b'{' | b'['))
+enum LastLine {
+    None,
+    /// A part of an event.
+    Cut,
+    Whole,
+    /// `[DONE]`.
+    Done,
 }
 
-fn empty(url: &str, seen: &[u8]) -> Error {
-    let seen = excerpt(seen);
+/// A JSON answer where a stream was asked for: the reply, or the error in it.
+fn answered_whole(
+    bytes: &[u8],
+    url: &str,
+    content: &mut Content,
+    out: &mut Out,
+) -> Result<Step, Error> {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim_start_matches('\u{FEFF}');
+    let Ok((json, _)) = parse_event(text) else {
+        return Err(empty(url, bytes, out));
+    };
+    // The other answers of the protocol have what counts in "data".
+    let inner = json
+        .get("data")
+        .filter(|data| data.get("content").is_some());
+    let text = match inner {
+        Some(data) => data.to_string(),
+        None => text.to_owned(),
+    };
+    event(text.as_bytes(), true, url, content, out)?;
+    match out.reply.text.is_empty() {
+        true => Err(empty(url, bytes, out)),
+        false => Ok(Step::Done),
+    }
+}
+
+/// Whether an answer begins like a JSON document: `seen` is what was used of it, `part` what
+/// follows. A byte order mark and white space do not count.
+fn begins_json(seen: &[u8], part: &[u8]) -> bool {
+    let mut first = seen
+        .iter()
+        .chain(part)
+        .filter(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte));
+    matches!(first.next(), Some(b'{' | b'['))
+}
+
+fn too_long(url: &str, what: &str, code: &'static str) -> Error {
+    Error::new(ErrorKind::Limit, format!("{url} sent {what}")).with_code(code)
+}
+
+fn empty(url: &str, seen: &[u8], out: &Out) -> Error {
+    let seen = out.excerpt(seen);
     let what = match seen.as_str() {
         "" => "nothing".to_owned(),
         _ => format!("no event, but: {seen}"),
@@ -174,78 +181,62 @@ fn empty(url: &str, seen: &[u8]) -> Error {
     Error::protocol(format!("{url} answered the stream request with {what}")).with_code("empty")
 }
 
+fn is_blank(data: &[u8]) -> bool {
+    data.trim_ascii().is_empty()
+}
+
 fn is_done(data: &[u8]) -> bool {
     data.trim_ascii() == b"[DONE]"
 }
 
-/// A line's text; invalid UTF-8 becomes U+FFFD.
-fn text(data: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(data)
-}
-
-/// One data line of the stream.
+/// One data line of the stream; `begun`: it is not the first.
 fn event(
     data: &[u8],
-    events: &mut u64,
+    begun: bool,
     url: &str,
     content: &mut Content,
-    reply: &mut Reply,
     out: &mut Out,
 ) -> Result<Step, Error> {
-    if data.trim_ascii().is_empty() {
-        return Ok(Step::Progress);
-    }
     if is_done(data) {
-        return match events {
-            0 => Err(empty(url, data)),
-            _ => Ok(Step::Done),
+        return match begun {
+            true => Ok(Step::Done),
+            false => Err(empty(url, data, out)),
         };
     }
-    *events += 1;
-    let text = text(data);
-    let (json, ends_in_half) = parse_event(&text).map_err(|error| {
-        Error::protocol(format!(
-            "{url} sent an event that is not JSON ({error}): {}",
-            excerpt(data)
-        ))
-        .with_code("json")
-    })?;
+    let bad = |what: &str, out: &Out| {
+        Error::protocol(format!("{url} sent an event {what}: {}", out.excerpt(data)))
+    };
+    // Invalid UTF-8 becomes U+FFFD.
+    let text = String::from_utf8_lossy(data);
+    let (json, ends_in_half) = parse_event(&text)
+        .map_err(|error| bad(&format!("that is not JSON ({error})"), out).with_code("json"))?;
     if out.wants_events {
         out.event.push_str(&text);
     }
     let Value::Object(mut event) = json else {
-        return Err(Error::protocol(format!(
-            "{url} sent an event that is not an object: {}",
-            excerpt(data)
-        )));
+        return Err(bad("that is not an object", out));
     };
     match event.remove("content") {
-        Some(Value::String(whole)) => content.update(whole, ends_in_half, url, reply, out),
-        None | Some(Value::Null) => match stream_error(&Value::Object(event), url) {
+        Some(Value::String(whole)) => content.update(whole, ends_in_half, url, out),
+        None | Some(Value::Null) => match stream_error(&Value::Object(event), url, out) {
             Some(error) => Err(error),
             None => Ok(Step::Progress),
         },
-        Some(_) => Err(Error::protocol(format!(
-            "{url} sent an event whose content is not text: {}",
-            excerpt(data)
-        ))),
+        Some(_) => Err(bad("whose content is not text", out)),
     }
 }
 
 /// The error in an event without content, if there is one.
-fn stream_error(event: &Value, url: &str) -> Option<Error> {
+fn stream_error(event: &Value, url: &str, out: &Out) -> Option<Error> {
     let has_error = event.get("error").is_some_and(|error| !error.is_null());
     if !has_error && is_good_code(event.get("code")) {
         return None;
     }
     let (words, code) = service_words(event);
-    let words = words.unwrap_or_else(|| event.to_string());
+    let words = out.excerpt(words.unwrap_or_else(|| event.to_string()).as_bytes());
     let error = Error::new(
         ErrorKind::Server,
-        format!(
-            "{url} reported an error inside the stream: {}",
-            excerpt(words.as_bytes())
-        ),
+        format!("{url} reported an error inside the stream: {words}"),
     );
     Some(match code {
         Some(code) => error.with_code(code),
@@ -260,7 +251,7 @@ fn is_good_code(code: Option<&Value>) -> bool {
     }
 }
 
-/// The reply so far, and how its next version becomes a delta.
+/// How the versions of the reply become deltas.
 pub(super) struct Content {
     /// Half a character stands at the end of the last line's content.
     half: bool,
@@ -285,45 +276,57 @@ impl Content {
         mut whole: String,
         ends_in_half: bool,
         url: &str,
-        reply: &mut Reply,
         out: &mut Out,
     ) -> Result<Step, Error> {
         self.half = ends_in_half && whole.ends_with('\u{FFFD}');
         if self.half {
             whole.pop();
         }
-        let delta = match whole.strip_prefix(reply.text.as_str()) {
+        let delta = match whole.strip_prefix(out.reply.text.as_str()) {
             Some(delta) => delta,
             None => {
-                reply.rewritten = true;
-                let characters = reply.text.chars().count();
-                whole
-                    .char_indices()
-                    .nth(characters)
-                    .map_or("", |(at, _)| &whole[at..])
+                out.reply.rewritten = true;
+                let characters = out.reply.text.chars().count();
+                let start = whole.char_indices().nth(characters);
+                start.map_or("", |(at, _)| &whole[at..])
             }
         };
-        self.delivered += delta.len() as u64;
-        if self.delivered.max(whole.len() as u64) > self.limit {
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!(
-                    "the reply from {url} is longer than {} bytes (max_reply_bytes)",
-                    self.limit
-                ),
-            )
-            .with_code("reply"));
+        if self.reserve(delta.len(), whole.len()).is_err() {
+            self.half = false;
+            return Err(self.too_long(url));
         }
         out.text.push_str(delta);
-        reply.text = whole;
+        out.reply.text = whole;
         Ok(Step::Progress)
     }
 
     /// The reply is over: half a character that waited will not come whole.
-    pub fn end(&mut self, reply: &mut Reply, out: &mut Out) {
+    pub fn end(&mut self, url: &str, out: &mut Out) -> Result<(), Error> {
+        const HALF: &str = "\u{FFFD}";
         if std::mem::take(&mut self.half) {
-            out.text.push('\u{FFFD}');
-            reply.text.push('\u{FFFD}');
+            self.reserve(HALF.len(), out.reply.text.len() + HALF.len())
+                .map_err(|()| self.too_long(url))?;
+            out.text.push_str(HALF);
+            out.reply.text.push_str(HALF);
         }
+        Ok(())
+    }
+
+    /// Counts a delta, and refuses it where it, or the whole reply, passes the limit.
+    fn reserve(&mut self, delta: usize, whole: usize) -> Result<(), ()> {
+        let delivered = self.delivered + delta as u64;
+        if delivered.max(whole as u64) > self.limit {
+            return Err(());
+        }
+        self.delivered = delivered;
+        Ok(())
+    }
+
+    fn too_long(&self, url: &str) -> Error {
+        let what = format!(
+            "a reply of more than {} bytes (max_reply_bytes)",
+            self.limit
+        );
+        too_long(url, &what, "reply")
     }
 }
