@@ -211,7 +211,6 @@ impl Stream {
                     continue;
                 }
                 Phase::Running => match self.chat.advance(&mut self.out) {
-                    Ok(Step::Progress) => continue,
                     Ok(Step::Done) => {
                         self.phase = Phase::Ending(Ok(()));
                         continue;
@@ -220,7 +219,9 @@ impl Stream {
                         self.phase = self.failed(error);
                         continue;
                     }
-                    Ok(Step::Pending) => {}
+                    Ok(Step::Going) if !self.out.is_empty() => continue,
+                    // Nothing to hand out. Whoever drips empty events stops no clock.
+                    Ok(Step::Going) => {}
                 },
                 Phase::Waiting(until) => {
                     let now = Instant::now();

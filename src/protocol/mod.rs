@@ -43,10 +43,8 @@ impl Setting {
 /// What a step of a protocol came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing yet: look around, and come again.
-    Pending,
-    /// There is something in [`Out`], or there will be: come again.
-    Progress,
+    /// Hand out what is in [`Out`], look around, and come again.
+    Going,
     /// The reply is complete.
     Done,
 }
@@ -95,6 +93,14 @@ impl Out {
         }
         text.truncate(end);
         text
+    }
+
+    /// Whether there is nothing to be handed out.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+            && self.reasoning.is_empty()
+            && self.event.is_empty()
+            && self.log.is_empty()
     }
 
     /// Forgets what has not been handed out.

@@ -200,7 +200,7 @@ static void signal_storm(char **args)
 /* In the child of a fork; it may hang, but not for long. */
 static void begin_child(void)
 {
-    alarm(20);
+    alarm(10);
 }
 
 static void check_child(pid_t child)

@@ -123,11 +123,11 @@ impl Chat {
                         let lease = login.succeeded(&token, expires_at);
                         self.own_token = Some(lease.token_id());
                         self.submit(lease, out);
-                        Ok(Step::Progress)
+                        Ok(Step::Going)
                     }
                     None => {
                         self.phase = Phase::LogIn(login, fetch);
-                        Ok(Step::Pending)
+                        Ok(Step::Going)
                     }
                 }
             }
@@ -145,7 +145,7 @@ impl Chat {
                         Ok(token) => {
                             lease.served();
                             self.open(&token, out);
-                            Ok(Step::Progress)
+                            Ok(Step::Going)
                         }
                         Err(error) if error.kind() == ErrorKind::Auth => {
                             let own = self.own_token == Some(lease.token_id());
@@ -156,14 +156,14 @@ impl Chat {
                             self.newer_than = Some(newest);
                             out.note(|| "the login token was refused: logging in anew".into());
                             self.phase = Phase::Token;
-                            Ok(Step::Progress)
+                            Ok(Step::Going)
                         }
                         Err(error) => Err(error),
                     }
                 }
                 None => {
                     self.phase = Phase::Submit(lease, fetch);
-                    Ok(Step::Pending)
+                    Ok(Step::Going)
                 }
             },
             Phase::Open(mut exchange) => match exchange.advance()? {
@@ -177,11 +177,11 @@ impl Chat {
                     } else {
                         Phase::Refused(Box::new(Fetch::rest_of(*exchange, answer)))
                     };
-                    Ok(Step::Progress)
+                    Ok(Step::Going)
                 }
                 None => {
                     self.phase = Phase::Open(exchange);
-                    Ok(Step::Pending)
+                    Ok(Step::Going)
                 }
             },
             Phase::Refused(mut fetch) => match fetch.advance()? {
@@ -194,13 +194,13 @@ impl Chat {
                 )),
                 None => {
                     self.phase = Phase::Refused(fetch);
-                    Ok(Step::Pending)
+                    Ok(Step::Going)
                 }
             },
             Phase::Read(mut reading) => {
                 let step = reading.advance(&mut self.content, out);
                 match step {
-                    Ok(Step::Pending | Step::Progress) => self.phase = Phase::Read(reading),
+                    Ok(Step::Going) => self.phase = Phase::Read(reading),
                     Ok(Step::Done) => {
                         self.content.end(&self.url(STREAM), out)?;
                         reading.leave();
@@ -223,20 +223,20 @@ impl Chat {
                 out.add_secret(lease.token());
                 out.note(|| "a login token has a use left".into());
                 self.submit(lease, out);
-                Ok(Step::Progress)
+                Ok(Step::Going)
             }
             Next::LogIn(login) => {
                 out.note(|| "no login token: logging in".into());
                 let fetch = self.log_in()?;
                 out.reply.url = Some(fetch.shown_url().to_owned());
                 self.phase = Phase::LogIn(login, Box::new(fetch));
-                Ok(Step::Progress)
+                Ok(Step::Going)
             }
             Next::Wait => {
                 let url = self.url(LOGIN);
                 self.setting.limits.check_total(Instant::now(), &url)?;
                 self.phase = Phase::Token;
-                Ok(Step::Pending)
+                Ok(Step::Going)
             }
         }
     }

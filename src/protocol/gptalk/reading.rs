@@ -42,7 +42,7 @@ impl Reading {
     pub fn advance(&mut self, content: &mut Content, out: &mut Out) -> Result<Step, Error> {
         let part = match self.body.read() {
             Ok(Part::Data(part)) => part,
-            Ok(Part::Pending) => return Ok(Step::Pending),
+            Ok(Part::Pending) => return Ok(Step::Going),
             Ok(Part::End) => return self.ended(content, out),
             Err(error) => return self.broke(error, content, out),
         };
@@ -54,7 +54,7 @@ impl Reading {
             let used = part.len();
             self.body.consume(used);
             return match whole.len() {
-                0..=MAX_JSON => Ok(Step::Pending),
+                0..=MAX_JSON => Ok(Step::Going),
                 _ => Err(too_long(&self.url, "more than 1 MiB of JSON", "json")),
             };
         }
@@ -69,9 +69,7 @@ impl Reading {
                 let begun = std::mem::replace(&mut self.begun, true);
                 event(data, begun, &self.url, content, out)
             }
-            // Nothing to hand out, and nothing left: whoever drips comments stops no clock.
-            None if left.is_empty() => Ok(Step::Pending),
-            None => Ok(Step::Progress),
+            None => Ok(Step::Going),
         };
         if !self.begun && self.seen.len() < EXCERPT {
             self.seen.extend_from_slice(&part[..used.min(EXCERPT)]);
@@ -220,7 +218,7 @@ fn event(
         Some(Value::String(whole)) => content.update(whole, ends_in_half, url, out),
         None | Some(Value::Null) => match stream_error(&Value::Object(event), url, out) {
             Some(error) => Err(error),
-            None => Ok(Step::Progress),
+            None => Ok(Step::Going),
         },
         Some(_) => Err(bad("whose content is not text", out)),
     }
@@ -297,7 +295,7 @@ impl Content {
         }
         out.text.push_str(delta);
         out.reply.text = whole;
-        Ok(Step::Progress)
+        Ok(Step::Going)
     }
 
     /// The reply is over: half a character that waited will not come whole.
