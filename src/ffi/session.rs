@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::api::{gptalk_callback, gptalk_status};
@@ -133,7 +133,12 @@ impl Channels {
 
 /// A chat that runs, or the outcome of the last one.
 #[derive(Default)]
-pub(super) struct Session(Mutex<Live>);
+pub(super) struct Session {
+    /// Locked while the chat waits on the network, a slice at a time; never in a callback.
+    live: Mutex<Live>,
+    /// How many threads want to look at it: the one that runs the chat lets them, between slices.
+    waiting: AtomicUsize,
+}
 
 #[derive(Default)]
 struct Live {
@@ -156,9 +161,26 @@ enum Pulled {
 }
 
 impl Session {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let live = lock(&self.live);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        live
+    }
+
+    /// Lets other threads have the lock, which is not a fair one.
+    fn let_others_look(&self) {
+        for _ in 0..1000 {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// A new chat: forgets the last one's outcome.
     pub fn begin(&self, stream: Result<Stream, Error>, channels: &Channels) -> gptalk_status {
-        let mut live = lock(&self.0);
+        let mut live = self.live();
         *live = Live {
             begun: true,
             ..Live::default()
@@ -213,7 +235,8 @@ impl Session {
 
     fn pull(&self, piece: &mut Vec<u8>) -> Pulled {
         piece.clear();
-        let mut live = lock(&self.0);
+        self.let_others_look();
+        let mut live = lock(&self.live);
         let Some(event) = live.stream.as_mut().and_then(Stream::next_event) else {
             live.end();
             return Pulled::End;
@@ -232,14 +255,14 @@ impl Session {
 
     /// Ends the chat as cancelled, if it still runs.
     pub fn cancel(&self) {
-        if let Some(stream) = &mut lock(&self.0).stream {
+        if let Some(stream) = &mut self.live().stream {
             stream.cancel();
         }
     }
 
     /// Ends the chat, as cancelled if it still runs, and tells how it ended.
     pub fn finish(&self) -> gptalk_status {
-        let mut live = lock(&self.0);
+        let mut live = self.live();
         if let Some(stream) = &mut live.stream {
             stream.cancel();
         }
@@ -249,12 +272,12 @@ impl Session {
 
     /// How the last chat ended.
     pub fn outcome(&self) -> gptalk_status {
-        lock(&self.0).status()
+        self.live().status()
     }
 
     /// A panic came up: the chat is given up. The text so far stays.
     fn broken(&self) {
-        let mut live = lock(&self.0);
+        let mut live = self.live();
         if let Some(stream) = live.stream.take() {
             live.reply = stream.reply().clone();
             // What broke may break again while it is dropped.
@@ -266,23 +289,23 @@ impl Session {
     /// Keeps why something was refused, to be asked for.
     pub fn refuse(&self, error: Error) -> gptalk_status {
         let status = gptalk_status::from(error.kind());
-        lock(&self.0).refusal = Some(error);
+        self.live().refusal = Some(error);
         status
     }
 
     pub fn text(&self, key: &str) -> Option<*const c_char> {
-        let mut live = lock(&self.0);
+        let mut live = self.live();
         let text = live.facts().text(key)?;
         Some(live.kept.keep(key, text))
     }
 
     pub fn number(&self, key: &str) -> Option<i64> {
-        lock(&self.0).facts().number(key)
+        self.live().facts().number(key)
     }
 
     /// Whether there has been a chat.
     pub fn has_begun(&self) -> bool {
-        lock(&self.0).begun
+        self.live().begun
     }
 }
 
