@@ -153,7 +153,7 @@ void gptalk_client_free(gptalk_client *client);
  * The outcome is at gptalk_get(client, ...).
  *
  * A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
- * and leaves the outcome of the running chat alone.
+ * and leaves the outcome of the running chat alone: "error" says nothing of it.
  */
 gptalk_status gptalk_client_chat(gptalk_client *client,
                                  const char *msgs_json,

@@ -33,6 +33,7 @@
 //! The child of a fork begins with an empty book.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -46,7 +47,7 @@ const USES: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which tokens a chat may use.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Identity {
     /// The service's base URL.
     pub service: String,
@@ -56,6 +57,11 @@ pub(crate) struct Identity {
 
 /// The auth: every login of the process.
 static BOOK: Lazy<PerProcess<Book>> = Lazy::new(PerProcess::default);
+
+/// Makes the book, before it is first needed.
+pub(crate) fn open_book() {
+    Lazy::force(&BOOK);
+}
 
 #[derive(Default)]
 struct Book {
@@ -68,8 +74,14 @@ struct Book {
 struct Entry {
     tokens: Vec<Token>,
     login: Option<InFlight>,
-    /// Numbers tokens and logins, so that a late word about an old one is told from the present.
-    next_id: u64,
+}
+
+/// Numbers tokens and logins, so that a late word about an old one is told from the present. The
+/// child of a fork counts on, and so meets no number of its parent's again.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+fn new_id() -> u64 {
+    LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 struct Token {
@@ -152,8 +164,12 @@ fn next(
     identity: &Arc<Identity>,
     newer_than: u64,
 ) -> Option<Next> {
-    let entry = entries.entry(identity.clone()).or_default();
     let now = unix_now();
+    if !entries.contains_key(identity) {
+        // A good moment to forget what nobody will ask for again.
+        entries.retain(|_, entry| entry.is_of_use(now));
+    }
+    let entry = entries.entry(identity.clone()).or_default();
     // An expired token that chats still hold goes when they are done.
     entry
         .tokens
@@ -179,16 +195,23 @@ fn next(
     if entry.login.as_ref().is_some_and(|login| !is_stuck(login)) {
         return None;
     }
-    entry.next_id += 1;
+    let id = new_id();
     entry.login = Some(InFlight {
-        id: entry.next_id,
+        id,
         thread: me,
         parked: None,
     });
     Some(Next::LogIn(Login {
         identity: identity.clone(),
-        id: entry.next_id,
+        id,
     }))
+}
+
+impl Entry {
+    fn is_of_use(&self, now: i64) -> bool {
+        let of_use = |token: &Token| token.leased > 0 || !token.is_expired(now);
+        self.login.is_some() || self.tokens.iter().any(of_use)
+    }
 }
 
 impl Token {
@@ -209,8 +232,7 @@ impl Login {
         let value: Arc<str> = value.into();
         let mut entries = BOOK.get().lock();
         let entry = entries.entry(self.identity.clone()).or_default();
-        entry.next_id += 1;
-        let token_id = entry.next_id;
+        let token_id = new_id();
         entry.tokens.push(Token {
             id: token_id,
             value: value.clone(),
@@ -295,12 +317,8 @@ impl Lease {
     /// The service refused the token: nobody is to use it again. The number of the newest token
     /// that may have been refused with it.
     pub fn refused(mut self) -> u64 {
-        let mut newest = self.token_id;
-        self.settle(|entry, at| {
-            entry.tokens.swap_remove(at);
-            newest = entry.next_id;
-        });
-        newest
+        self.settle(|entry, at| drop(entry.tokens.swap_remove(at)));
+        LAST_ID.load(Ordering::Relaxed)
     }
 
     fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::sys::fork_count;
 
 /// Cancels the chats that run on the [`Client`](crate::Client) it came from, or on all one-liners.
 ///
@@ -27,51 +29,71 @@ impl fmt::Debug for CancelHandle {
 /// How many chats run (the low half), and how often they were cancelled (the high half): in one
 /// atomic, so that a cancel and the end of a chat have one order.
 #[derive(Default)]
-pub(crate) struct Gate(AtomicU64);
+pub(crate) struct Gate {
+    state: AtomicU64,
+    /// The process that counts, by its forks: the parent's chats do not run in the child.
+    forks: AtomicU32,
+}
 
 const ONE_CANCEL: u64 = 1 << 32;
+
+fn chats(state: u64) -> u64 {
+    state % ONE_CANCEL
+}
+
+fn cancels(state: u64) -> u64 {
+    state / ONE_CANCEL
+}
 
 impl Gate {
     /// Lock-free, and so fit for a signal handler.
     pub fn cancel(&self) -> bool {
-        let cancel = |state: u64| match state as u32 {
-            0 => None,
-            _ => Some(state.wrapping_add(ONE_CANCEL)),
-        };
-        self.0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cancel)
-            .is_ok()
+        let is_ours = self.forks.load(Ordering::Relaxed) == fork_count();
+        let cancel = |state| (chats(state) > 0).then(|| state.wrapping_add(ONE_CANCEL));
+        let changed = self
+            .state
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cancel);
+        is_ours && changed.is_ok()
     }
 }
 
 /// A chat that runs. Dropping it says that the chat is over.
 pub(crate) struct Running {
     gate: Arc<Gate>,
-    cancels: u32,
+    forks: u32,
+    cancels: u64,
     over: bool,
 }
 
 impl Running {
     pub fn new(gate: Arc<Gate>) -> Running {
-        let before = gate.0.fetch_add(1, Ordering::AcqRel);
+        let forks = fork_count();
+        if gate.forks.swap(forks, Ordering::Relaxed) != forks {
+            // The first chat in the child of a fork.
+            gate.state.fetch_and(!(ONE_CANCEL - 1), Ordering::AcqRel);
+        }
+        let before = gate.state.fetch_add(1, Ordering::AcqRel);
         Running {
             gate,
-            cancels: (before >> 32) as u32,
+            forks,
+            cancels: cancels(before),
             over: false,
         }
     }
 
     pub fn is_cancelled(&self) -> bool {
-        (self.gate.0.load(Ordering::Acquire) >> 32) as u32 != self.cancels
+        cancels(self.gate.state.load(Ordering::Acquire)) != self.cancels
     }
 
     /// The chat is over: from here on a cancel finds it no more. Whether one came before.
     pub fn end(&mut self) -> bool {
-        if std::mem::replace(&mut self.over, true) {
+        // A chat that the parent ran is not counted in the child, where it may be dropped.
+        let is_counted = self.forks == self.gate.forks.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.over, true) || !is_counted {
             return false;
         }
-        let before = self.gate.0.fetch_sub(1, Ordering::AcqRel);
-        (before >> 32) as u32 != self.cancels
+        let before = self.gate.state.fetch_sub(1, Ordering::AcqRel);
+        cancels(before) != self.cancels
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
 use serde_json::{Map, Value};
 
-use crate::auth::unix_now;
+use crate::auth::{self, unix_now};
 use crate::cancel::{CancelHandle, Gate};
 use crate::config::{Config, Options, Protocol, read_environment};
 use crate::error::Error;
@@ -18,11 +18,11 @@ use crate::message::Conversation;
 use crate::protocol::{Setting, gptalk};
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
-use crate::sys::PerProcess;
+use crate::sys::{PerProcess, no_fork};
 use crate::transport::{Limits, Pool, Route};
 
 /// The process's options, and how often they have changed.
-static DEFAULTS: Lazy<PerProcess<RwLock<Defaults>>> = Lazy::new(PerProcess::default);
+static DEFAULTS: Lazy<Mutex<Defaults>> = Lazy::new(Mutex::default);
 
 #[derive(Clone, Default)]
 struct Defaults {
@@ -70,7 +70,11 @@ struct Resolved {
 impl Client {
     /// A client with the process's defaults, the environment's and the built-in ones.
     pub fn new() -> Client {
-        read_environment();
+        first_use();
+        Client::bare()
+    }
+
+    fn bare() -> Client {
         Client {
             options: Options::default(),
             pool: Arc::default(),
@@ -177,10 +181,8 @@ impl Client {
 
     fn resolve(&self) -> Result<Arc<Resolved>, Error> {
         let defaults = {
-            let defaults = DEFAULTS
-                .get()
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
+            let _whole = no_fork();
+            let defaults = lock(&DEFAULTS);
             if let Some(resolved) = &*lock(self.resolved.get()) {
                 if resolved.version == defaults.version {
                     return Ok(resolved.clone());
@@ -232,18 +234,27 @@ impl fmt::Debug for Client {
 ///
 /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
 pub fn set_default(key: &str, value: Option<&str>) -> Result<(), Error> {
-    read_environment();
-    let mut defaults = DEFAULTS
-        .get()
-        .write()
-        .unwrap_or_else(PoisonError::into_inner);
+    first_use();
+    let _whole = no_fork();
+    let mut defaults = lock(&DEFAULTS);
     defaults.options.set(key, value)?;
     defaults.version += 1;
     Ok(())
 }
 
 /// The client of the one-liners.
-static SHARED: Lazy<Client> = Lazy::new(Client::new);
+static SHARED: Lazy<Client> = Lazy::new(Client::bare);
+
+/// Makes what the process has one of, and reads the environment: once, and whole before a fork.
+fn first_use() {
+    if Lazy::get(&SHARED).is_none() {
+        let _whole = no_fork();
+        read_environment();
+        auth::open_book();
+        Lazy::force(&DEFAULTS);
+        Lazy::force(&SHARED);
+    }
+}
 
 /// The one-liner: [`Client::chat`] on a client of the whole process, whose options are the
 /// [defaults](set_default) and the environment's.
@@ -255,11 +266,12 @@ pub fn chat(
     conversation: impl Into<Conversation>,
     on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Reply, Error> {
-    SHARED.chat(conversation, on_text)
+    shared().chat(conversation, on_text)
 }
 
 /// The one-liners' client.
 pub(crate) fn shared() -> &'static Client {
+    first_use();
     &SHARED
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::Error;
 use crate::proxy::{self, Proxy};
+use crate::sys::PerProcess;
 use crate::url::Url;
 
 /// The public service's address, the default `base_url` of the GPTalk protocol. Its known client
@@ -62,7 +63,7 @@ pub enum Protocol {
 pub(crate) struct CaFile {
     pub certificates: Vec<CertificateDer<'static>>,
     /// What the TLS layer makes of them, at the first connection that needs it.
-    pub tls: OnceCell<Arc<rustls::ClientConfig>>,
+    pub tls: PerProcess<OnceCell<Arc<rustls::ClientConfig>>>,
 }
 
 /// One layer of options; what is `None` is left to the next layer.
@@ -243,19 +244,37 @@ impl Config {
         let headers = self.headers.iter().filter(|(name, _)| names_a_secret(name));
         proxy
             .map(|(_, password)| password.as_str())
-            .chain(headers.flat_map(|(_, value)| {
-                // `Authorization: Bearer abc`: the scheme is no secret.
-                [value.as_str(), value.rsplit(' ').next().unwrap_or(value)]
-            }))
+            .chain(self.fingerprint.as_deref())
+            .chain(headers.flat_map(|(_, value)| secrets_in(value)))
     }
 }
 
 /// Whether a header of this name (in lower case) carries a credential.
-pub(crate) fn names_a_secret(name: &str) -> bool {
-    ["auth", "cookie", "key", "token", "secret"]
-        .iter()
-        .any(|word| name.contains(word))
-        && name != "x-auth-appid"
+fn names_a_secret(name: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "auth",
+        "cookie",
+        "credential",
+        "jwt",
+        "key",
+        "passw",
+        "secret",
+        "session",
+        "token",
+    ];
+    WORDS.iter().any(|word| name.contains(word))
+}
+
+/// A header's value, and what is secret in it by itself: `Bearer abc`, `sid=abc; user=def`.
+fn secrets_in(value: &str) -> impl Iterator<Item = &str> {
+    let words = value
+        .split([' ', ';', ','])
+        .filter(|word| !matches!(*word, "Bearer" | "Basic"));
+    let secrets = words.map(|word| match word.split_once('=') {
+        Some((_, secret)) if !secret.trim_matches('=').is_empty() => secret,
+        _ => word,
+    });
+    std::iter::once(value).chain(secrets)
 }
 
 fn first<T>(layers: [&Options; 3], get: impl Fn(&Options) -> Option<T>) -> Option<T> {
@@ -352,27 +371,32 @@ fn whole(key: &str, text: &str) -> Result<u64, Error> {
 
 /// Text that can stand in an HTTP header.
 fn header_text(key: &str, text: &str) -> Result<String, Error> {
-    if text.bytes().all(is_header_byte) {
+    if is_header_value(text) {
         // A header has no white space around it; nor has what is to be the same elsewhere.
         Ok(text.trim().to_owned())
     } else {
         Err(bad(
             key,
             text,
-            "a header takes printable ASCII characters alone",
+            "a header takes printable ASCII characters, at most 8 KiB",
         ))
     }
 }
 
 /// The same for a secret: the error does not show it.
 fn secret_text(key: &str, text: &str) -> Result<String, Error> {
-    if text.bytes().all(is_header_byte) {
+    if is_header_value(text) {
         Ok(text.to_owned())
     } else {
         Err(Error::misuse(format!(
-            "{key}: the value has a character that is not printable ASCII: is it quoted or cut?"
+            "{key}: the value has a character that is not printable ASCII, or more than 8 KiB: \
+             is it quoted or cut?"
         )))
     }
+}
+
+fn is_header_value(text: &str) -> bool {
+    text.len() <= 8 << 10 && text.bytes().all(is_header_byte)
 }
 
 /// Whether a byte can stand in the value of a header that we send.
@@ -428,6 +452,6 @@ fn read_ca_file(path: &str) -> Result<CaFile, Error> {
     }
     Ok(CaFile {
         certificates,
-        tls: OnceCell::new(),
+        tls: PerProcess::default(),
     })
 }

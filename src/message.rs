@@ -225,6 +225,30 @@ impl From<&str> for Conversation {
     }
 }
 
+impl From<String> for Conversation {
+    fn from(text: String) -> Self {
+        Message::user(text).into()
+    }
+}
+
+impl From<&String> for Conversation {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl<const N: usize> From<[Message; N]> for Conversation {
+    fn from(messages: [Message; N]) -> Self {
+        messages.into_iter().collect()
+    }
+}
+
+impl From<&Vec<Message>> for Conversation {
+    fn from(messages: &Vec<Message>) -> Self {
+        messages.as_slice().into()
+    }
+}
+
 impl From<&Conversation> for Conversation {
     fn from(conversation: &Conversation) -> Self {
         conversation.clone()

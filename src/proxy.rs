@@ -44,7 +44,8 @@ impl Proxy {
         };
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
-            "http" => (ProxyScheme::Http, 80),
+            // As in curl.
+            "http" => (ProxyScheme::Http, 1080),
             "https" => (ProxyScheme::Https, 443),
             "socks5" => (ProxyScheme::Socks5, 1080),
             "socks5h" => (ProxyScheme::Socks5h, 1080),

@@ -172,8 +172,8 @@ impl Stream {
         }
     }
 
-    /// Ends the chat now, as [`CancelHandle::cancel`] does, and says how it ended.
-    pub(crate) fn cancel(&mut self) {
+    /// Ends this chat now, as cancelled; what has come of the reply stays.
+    pub fn cancel(&mut self) {
         if !matches!(self.phase, Phase::Over) {
             self.out.clear();
             self.shown = Shown::Nothing;
@@ -330,7 +330,10 @@ fn is_worth_a_retry(error: &Error) -> bool {
     match error.http_status() {
         Some(_) => error.is_retryable(),
         // Before a byte was sent; but a time limit is not given out again and again.
-        None => error.is_repeatable() && error.kind() == ErrorKind::Network,
+        None => {
+            let broke = matches!(error.kind(), ErrorKind::Network | ErrorKind::Truncated);
+            error.is_repeatable() && broke
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::sync::{Mutex, RwLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use once_cell::sync::OnceCell;
@@ -61,32 +62,61 @@ pub(crate) fn wait_readable(stream: &TcpStream, _limit: Duration) -> io::Result<
     Ok(!matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock))
 }
 
-/// How often this process is the child of a fork since the library's first use.
-#[cfg(unix)]
-fn fork_count() -> u32 {
-    use std::sync::Once;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    static FORKS: AtomicU32 = AtomicU32::new(0);
-    static WATCH: Once = Once::new();
-
-    extern "C" fn in_the_child() {
-        FORKS.fetch_add(1, Ordering::Relaxed);
-    }
-
-    WATCH.call_once(|| {
-        // SAFETY: the handler is a plain function that only adds to an atomic, which is allowed
-        // in the child of a threaded process; the shared object is never unloaded (NODELETE).
-        // Where registering fails, for want of memory, a fork goes unnoticed.
-        unsafe { libc::pthread_atfork(None, None, Some(in_the_child)) };
-    });
+/// How often this process is the child of a fork since the library's first use. Atomics alone: a
+/// signal handler may ask.
+pub(crate) fn fork_count() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-#[cfg(not(unix))]
-fn fork_count() -> u32 {
-    0
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Held for reading by who changes what the child of a fork inherits; for writing around a fork.
+static NO_FORK: RwLock<()> = RwLock::new(());
+
+/// Keeps a fork waiting, so that the child does not find something half done. Not to be taken
+/// twice by a thread, nor held across I/O or a callback.
+pub(crate) fn no_fork() -> RwLockReadGuard<'static, ()> {
+    watch_forks();
+    NO_FORK.read().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(unix)]
+fn watch_forks() {
+    use std::cell::RefCell;
+    use std::sync::{Once, RwLockWriteGuard};
+
+    static WATCH: Once = Once::new();
+
+    thread_local! {
+        static FORKING: RefCell<Option<RwLockWriteGuard<'static, ()>>> = const { RefCell::new(None) };
+    }
+
+    extern "C" fn before() {
+        let guard = NO_FORK.write().unwrap_or_else(PoisonError::into_inner);
+        // A thread that is ending forks without the guard's shelter.
+        let _ = FORKING.try_with(|slot| slot.replace(Some(guard)));
+    }
+
+    extern "C" fn in_the_parent() {
+        let _ = FORKING.try_with(RefCell::take);
+    }
+
+    extern "C" fn in_the_child() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+        in_the_parent();
+    }
+
+    WATCH.call_once(|| {
+        // SAFETY: the handlers are plain functions that cannot unwind. They use a lock and a
+        // thread-local of the forking thread, which exists in the child too; the shared object is
+        // never unloaded (NODELETE). Where registering fails, for want of memory, a fork goes
+        // unnoticed.
+        unsafe { libc::pthread_atfork(Some(before), Some(in_the_parent), Some(in_the_child)) };
+    });
+}
+
+#[cfg(not(unix))]
+fn watch_forks() {}
 
 /// A value that the child of a fork does not share with its parent: it finds one of its own.
 ///
@@ -111,14 +141,10 @@ impl<T: Default> Inherit for Mutex<T> {
     }
 }
 
-/// Copied; but begun anew where a thread of the parent was writing it at the fork.
-impl<T: Clone + Default> Inherit for RwLock<T> {
+/// Begun anew.
+impl<T> Inherit for OnceCell<T> {
     fn in_child(&self) -> Self {
-        RwLock::new(
-            self.try_read()
-                .map(|value| value.clone())
-                .unwrap_or_default(),
-        )
+        OnceCell::new()
     }
 }
 

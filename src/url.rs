@@ -22,6 +22,9 @@ impl Url {
     /// private addresses, else `https`. `option` is what the error calls it.
     pub fn parse(option: &str, text: &str) -> Result<Url, Error> {
         let bad = |why: &str| Err(Error::misuse(format!("{option}: {why}")));
+        if text.len() > 8 << 10 {
+            return bad("the URL is longer than 8 KiB");
+        }
         if text.is_empty() {
             return bad("the URL is empty: give one such as http://127.0.0.1:8080");
         }

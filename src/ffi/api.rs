@@ -97,9 +97,12 @@ pub unsafe extern "C-unwind" fn gptalk_chat(
         set_one_liner(session.clone());
         session
     });
-    let Some(session) = begun else {
-        return GPTALK_INTERNAL;
-    };
+    let session = begun.unwrap_or_else(|| {
+        let session = Arc::new(Session::default());
+        session.begin(Err(defect()), &Default::default());
+        set_one_liner(session.clone());
+        session
+    });
     {
         // On every way out, an exception of the callback's included.
         let _mine = Mine(session.clone());
@@ -163,7 +166,7 @@ pub unsafe extern "C-unwind" fn gptalk_client_free(client: *mut gptalk_client) {
 /// The outcome is at gptalk_get(client, ...).
 ///
 /// A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
-/// and leaves the outcome of the running chat alone.
+/// and leaves the outcome of the running chat alone: "error" says nothing of it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_client_chat(
     client: *mut gptalk_client,
@@ -190,7 +193,7 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
         client.begin(unsafe { conversation(msgs_json) });
     });
     if begun.is_none() {
-        return client.session.refuse(defect());
+        return client.session.begin(Err(defect()), &Default::default());
     }
     let callback = Callback::new(cb, userdata);
     client
@@ -322,7 +325,7 @@ pub unsafe extern "C-unwind" fn gptalk_start(
         // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
         client.begin(unsafe { conversation(msgs_json) })
     });
-    let status = begun.unwrap_or_else(|| client.session.refuse(defect()));
+    let status = begun.unwrap_or_else(|| client.session.begin(Err(defect()), &Default::default()));
     let next = if status == GPTALK_OK {
         Turn::Pull
     } else {
@@ -362,6 +365,10 @@ pub unsafe extern "C-unwind" fn gptalk_next(
     let take = || std::mem::take(&mut *client.piece.lock().unwrap_or_else(PoisonError::into_inner));
     let mut piece = contained(take).unwrap_or_default();
     if !client.session.run(&mut piece, None, Some(&client.channels)) {
+        return std::ptr::null();
+    }
+    // Freed inside a callback: the piece would go with the client.
+    if Arc::strong_count(&client) == 1 {
         return std::ptr::null();
     }
     if !len.is_null() {

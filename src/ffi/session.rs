@@ -80,6 +80,12 @@ impl gptalk_client {
     }
 }
 
+// The raw pointers of the ABI hide this from the compiler.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<gptalk_client>();
+};
+
 /// A function of the host's and what it is to be given.
 #[derive(Clone, Copy)]
 pub(super) struct Callback {
@@ -319,6 +325,8 @@ impl Live {
                     self.error = Some(error);
                 }
             }
+            // A refusal inside the chat was before its end.
+            self.refusal = None;
             self.kept.clear();
         }
     }
@@ -358,7 +366,8 @@ pub(super) struct Ending<'a> {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.session.finish();
+        // A panic may not meet an exception on its way.
+        contained(|| self.session.finish());
         if let Some(client) = self.client {
             client.pass(self.turn, Turn::Idle);
         }

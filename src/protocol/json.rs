@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+/// The longest error code that is one.
+const MAX_CODE: usize = 256;
+
 /// What a service says of an error, and its code: every shape that is known.
 pub(super) fn service_words(json: &Value) -> (Option<String>, Option<String>) {
     let json = json.get(0).unwrap_or(json);
@@ -14,7 +17,7 @@ pub(super) fn service_words(json: &Value) -> (Option<String>, Option<String>) {
     let code = ["code", "type"]
         .iter()
         .find_map(|name| inner.get(name).and_then(text_of));
-    (words, code)
+    (words, code.filter(|code| code.len() <= MAX_CODE))
 }
 
 /// A string or a number as text; an object or an array as JSON; nothing where it is empty.
@@ -27,9 +30,11 @@ pub(super) fn text_of(value: &Value) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// JSON that may begin with a byte order mark.
+/// A whole answer's JSON: a byte order mark is dropped, what is not UTF-8 becomes U+FFFD.
 pub(super) fn parse_json(bytes: &[u8]) -> Option<Value> {
-    serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).ok()
+    let text = String::from_utf8_lossy(bytes);
+    let (json, _) = parse_event(text.trim_start_matches('\u{FEFF}')).ok()?;
+    Some(json)
 }
 
 /// Parses an event; says whether a string in it ended with a lone high surrogate.

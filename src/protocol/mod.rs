@@ -115,6 +115,9 @@ impl Out {
         // A very short one would tear holes into every text, and is no secret.
         if secret.len() >= 4 && !self.secrets.iter().any(|known| known == secret) {
             self.secrets.push(secret.to_owned());
+            // The longest first: one may be the beginning of another.
+            self.secrets
+                .sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         }
     }
 

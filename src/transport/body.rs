@@ -36,8 +36,10 @@ pub(super) enum Chunked {
         length: u32,
     },
     Data(u64),
-    /// The line end behind a chunk's data.
-    DataEnd,
+    /// The line end behind a chunk's data; whether its CR has come.
+    DataEnd {
+        cr: bool,
+    },
     /// A line of the trailer: how much of it, and of all of them.
     Trailer {
         line: u32,
@@ -106,7 +108,7 @@ impl Chunked {
                     .min(input.len() - at);
                 *left -= len as u64;
                 if *left == 0 {
-                    *self = Chunked::DataEnd;
+                    *self = Chunked::DataEnd { cr: false };
                 }
                 return Ok(Piece {
                     skip: at,
@@ -154,14 +156,14 @@ impl Chunked {
                 size,
                 length: length + 1,
             },
-            (Chunked::DataEnd, b'\r') => Chunked::DataEnd,
-            (Chunked::DataEnd, b'\n') => Chunked::START,
-            (Chunked::DataEnd, _) => return Err("a chunk is longer than its size"),
+            (Chunked::DataEnd { cr: false }, b'\r') => Chunked::DataEnd { cr: true },
+            (Chunked::DataEnd { .. }, b'\n') => Chunked::START,
+            (Chunked::DataEnd { .. }, _) => return Err("a chunk is longer than its size"),
             (Chunked::Trailer { line: 0, .. }, b'\n') => Chunked::Ended,
             (Chunked::Trailer { all, .. }, b'\n') => Chunked::Trailer { line: 0, all },
-            (Chunked::Trailer { line, all }, b'\r') => Chunked::Trailer { line, all },
             (Chunked::Trailer { line, all }, _) if all < MAX_EXTRA => Chunked::Trailer {
-                line: line + 1,
+                // The CR before the LF of an empty line is no content.
+                line: line + u32::from(byte != b'\r'),
                 all: all + 1,
             },
             (Chunked::Extension { .. } | Chunked::Trailer { .. }, _) => {
@@ -249,6 +251,7 @@ impl Body {
     }
 
     fn advance(&mut self) -> Result<Step, Error> {
+        let mut received = false;
         loop {
             let Some(connection) = &mut self.connection else {
                 return Ok(Step::End);
@@ -269,9 +272,14 @@ impl Body {
                 self.release(None);
                 return Ok(Step::End);
             }
+            // One receive a step: framing alone, without data, keeps nobody here.
+            if std::mem::replace(&mut received, true) {
+                return Ok(Step::Pending);
+            }
             let now = Instant::now();
             self.limits.check_total(now, &self.url)?;
-            match wire.receive() {
+            // A service may answer before it has read the whole request: send on.
+            match wire.pump() {
                 Pump::Data => self.last = now,
                 Pump::Pending => {
                     self.check_idle(now)?;

@@ -291,10 +291,12 @@ impl Exchange {
         } else {
             length.map_or(Framing::UntilClose, Framing::Length)
         };
+        let is_sent = connection.wire.is_sent();
         let body = Body::new(
             connection,
             framing,
-            reusable && head.status != http::StatusCode::SWITCHING_PROTOCOLS,
+            // What is not sent of this request would be taken for the next one's beginning.
+            reusable && is_sent && head.status != http::StatusCode::SWITCHING_PROTOCOLS,
             self.pool.clone(),
             self.limits,
             url.clone(),

@@ -1,20 +1,23 @@
 //! TLS: which roots are trusted, and what a failed handshake means in words.
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::path::Path;
 use std::sync::Arc;
 
-use once_cell::sync::OnceCell;
+use once_cell::sync::{Lazy, OnceCell};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore};
 
 use super::wire::{Io, Tls};
 use crate::config::{CaFile, environment_var};
 use crate::error::{Error, ErrorKind};
+use crate::sys::PerProcess;
 
 /// Begins a TLS session over a connection.
 pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Result<Tls, Error> {
     let config = match ca_file {
-        Some(file) => file.tls.get_or_try_init(|| {
+        Some(file) => file.tls.get().get_or_try_init(|| {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(file.certificates.iter().cloned());
             client_config(roots)
@@ -33,14 +36,14 @@ pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Resu
 
 /// The system's roots, else Mozilla's; read when the first TLS connection is made.
 fn system_config() -> Result<&'static Arc<ClientConfig>, Error> {
-    static CONFIG: OnceCell<Arc<ClientConfig>> = OnceCell::new();
-    CONFIG.get_or_try_init(|| {
+    static CONFIG: Lazy<PerProcess<OnceCell<Arc<ClientConfig>>>> = Lazy::new(PerProcess::default);
+    CONFIG.get().get_or_try_init(|| {
         let (file, dir) = (
             environment_var("SSL_CERT_FILE"),
             environment_var("SSL_CERT_DIR"),
         );
         let found = match (file, dir) {
-            (None, None) => rustls_native_certs::load_native_certs(),
+            (None, None) => system_roots(),
             (file, dir) => rustls_native_certs::load_certs_from_paths(
                 file.map(AsRef::as_ref),
                 dir.map(AsRef::as_ref),
@@ -53,6 +56,27 @@ fn system_config() -> Result<&'static Arc<ClientConfig>, Error> {
         }
         client_config(roots)
     })
+}
+
+/// The system's roots, where the environment names none.
+#[cfg(target_os = "linux")]
+fn system_roots() -> rustls_native_certs::CertificateResult {
+    // `load_native_certs` would look at the environment again, at a time when a thread of the
+    // host may be changing it.
+    const BUNDLES: &[&str] = &[
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ];
+    let bundle = BUNDLES.iter().map(Path::new).find(|path| path.exists());
+    rustls_native_certs::load_certs_from_paths(bundle, None)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_roots() -> rustls_native_certs::CertificateResult {
+    rustls_native_certs::load_native_certs()
 }
 
 fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, Error> {

@@ -31,6 +31,9 @@ const LOGIN: &str = "/api/chatgpt/user/login";
 const TEXT: &str = "/api/chatgpt/chatapi/text";
 const STREAM: &str = "/api/chatgpt/chatapi/stream";
 
+/// The longest token that is used, in bytes.
+const MAX_TOKEN: usize = 8 << 10;
+
 /// RFC 3986's unreserved characters stand for themselves.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -319,9 +322,9 @@ fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>
         return Err(without_token(ErrorKind::Auth, "the login", url, &json, out));
     };
     // It goes into a header.
-    if !token.bytes().all(is_header_byte) {
+    if token.len() > MAX_TOKEN || !token.bytes().all(is_header_byte) {
         return Err(Error::protocol(format!(
-            "{url} gave a login token with characters that no header can hold"
+            "{url} gave a login token that no header can hold, by its length or its characters"
         ))
         .with_code("token"));
     }
@@ -364,6 +367,13 @@ fn read_text(url: &str, bytes: &[u8], out: &Out) -> Result<String, Error> {
         .and_then(|data| data.get("token"))
         .and_then(Value::as_str);
     if let Some(token) = token.filter(|token| !token.is_empty()) {
+        if token.len() > MAX_TOKEN {
+            return Err(Error::protocol(format!(
+                "{url} gave a stream token of {} bytes",
+                token.len()
+            ))
+            .with_code("token"));
+        }
         return Ok(token.to_owned());
     }
     let kind = match json.get("code").and_then(text_of).as_deref() {
