@@ -39,7 +39,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
 
-use crate::sys::{Inherit, PerProcess};
+use crate::sys::{Inherit, PerProcess, lock};
 
 /// How many chats a login token serves.
 const USES: u32 = 5;
@@ -133,19 +133,11 @@ impl Inherit for Book {
     }
 }
 
-impl Book {
-    /// The one way to lock. A panic elsewhere leaves the book as it was between two steps, each
-    /// of which keeps it in order: poison is no reason to refuse chats.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<Identity>, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Asks for a token with a number above `newer_than`; waits at most for `limit` while another chat
 /// logs in.
 pub(crate) fn lease(identity: &Arc<Identity>, newer_than: u64, limit: Duration) -> Next {
     let book = BOOK.get();
-    let mut entries = book.lock();
+    let mut entries = lock(&book.entries);
     if let Some(next) = next(&mut entries, identity, newer_than) {
         return next;
     }
@@ -230,7 +222,7 @@ impl Login {
     /// The login brought a token: this chat has its first use.
     pub fn succeeded(self, value: &str, expires_at: Option<i64>) -> Lease {
         let value: Arc<str> = value.into();
-        let mut entries = BOOK.get().lock();
+        let mut entries = lock(&BOOK.get().entries);
         let entry = entries.entry(self.identity.clone()).or_default();
         let token_id = new_id();
         entry.tokens.push(Token {
@@ -263,7 +255,7 @@ impl Login {
     }
 
     fn update(&self, change: impl FnOnce(&mut InFlight)) {
-        let mut entries = BOOK.get().lock();
+        let mut entries = lock(&BOOK.get().entries);
         let login = entries
             .get_mut(&self.identity)
             .and_then(|entry| entry.login.as_mut());
@@ -277,7 +269,7 @@ impl Login {
 impl Drop for Login {
     fn drop(&mut self) {
         let book = BOOK.get();
-        let mut entries = book.lock();
+        let mut entries = lock(&book.entries);
         if let Some(entry) = entries.get_mut(&self.identity) {
             entry.login.take_if(|login| login.id == self.id);
         }
@@ -324,7 +316,7 @@ impl Lease {
     fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {
         self.settled = true;
         let book = BOOK.get();
-        let mut entries = book.lock();
+        let mut entries = lock(&book.entries);
         // The token may be gone: refused to another chat, or left behind in a fork's parent.
         if let Some(entry) = entries.get_mut(&self.identity) {
             if let Some(at) = entry

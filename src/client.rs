@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
@@ -18,7 +18,7 @@ use crate::message::Conversation;
 use crate::protocol::{Setting, gptalk};
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
-use crate::sys::{PerProcess, no_fork};
+use crate::sys::{PerProcess, lock, no_fork};
 use crate::transport::{Limits, Pool, Route};
 
 /// The process's options, and how often they have changed.
@@ -28,11 +28,6 @@ static DEFAULTS: Lazy<Mutex<Defaults>> = Lazy::new(Mutex::default);
 struct Defaults {
     version: u64,
     options: Options,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is replaced whole: a panic leaves nothing half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Talks to a service.

@@ -1,4 +1,5 @@
-//! The operating system, where `std` does not reach: `poll`, a look at a socket, and `fork`.
+//! The operating system, where `std` does not reach: `poll`, `fork`, and locks that survive both
+//! panics and forks.
 //!
 //! With `ffi` this is the FFI part of the crate, the only one with `unsafe`: there C calls us,
 //! here we call C. What is particular to a system stands here alone.
@@ -8,10 +9,16 @@
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use once_cell::sync::OnceCell;
+
+/// Locks. A panic elsewhere leaves what is behind the library's locks in order, for each is held for
+/// one step: poison is no reason to refuse chats.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Waits until the socket can be read or written; `false` when the time is up or a signal came.
 #[cfg(unix)]

@@ -1,15 +1,16 @@
 //! Every exported function, in the order of the header that is generated from this file.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::contained;
 use super::session::{
-    Callback, Ending, Session, Turn, defect, gptalk_client, one_liner, set_one_liner,
+    Callback, Ending, OnText, Session, Turn, defect, gptalk_client, one_liner, set_one_liner,
 };
 use crate::client::{Client, set_default, shared, shared_gate};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
+use crate::sys::lock;
 
 /// Outcome of a call. Values are frozen; new ones may be added: take an unknown one as a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,8 @@ pub unsafe extern "C-unwind" fn gptalk_chat(
             client: None,
             turn: Turn::Chat,
         };
-        session.run(&mut Vec::new(), Some(Callback::new(cb, userdata)), None);
+        let on_text = OnText::Call(Callback::new(cb, userdata));
+        session.run(&mut Vec::new(), on_text, None);
     }
     session.outcome()
 }
@@ -144,7 +146,7 @@ pub unsafe extern "C-unwind" fn gptalk_client_clone(
         return std::ptr::null_mut();
     };
     let copy = || {
-        let original = client.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let original = lock(&client.client);
         into_raw(original.clone())
     };
     contained(copy).unwrap_or(std::ptr::null_mut())
@@ -195,10 +197,10 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
     if begun.is_none() {
         return client.session.begin(Err(defect()), &Default::default());
     }
-    let callback = Callback::new(cb, userdata);
+    let on_text = OnText::Call(Callback::new(cb, userdata));
     client
         .session
-        .run(&mut Vec::new(), Some(callback), Some(&client.channels));
+        .run(&mut Vec::new(), on_text, Some(&client.channels));
     // Before the client is free for another chat, whose outcome this would be.
     client.session.outcome()
 }
@@ -245,11 +247,7 @@ pub unsafe extern "C-unwind" fn gptalk_set(
         // SAFETY: the caller gives NULL or NUL-terminated strings that live through the call.
         let (key, value) = unsafe { (text("key", key)?, optional_text("value", value)?) };
         match client {
-            Some(client) => client
-                .client
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .set(key, value),
+            Some(client) => lock(&client.client).set(key, value),
             None => set_default(key, value),
         }
     });
@@ -282,10 +280,7 @@ pub unsafe extern "C-unwind" fn gptalk_on(
     let done = contained(|| {
         // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
         let name = unsafe { text("channel", channel) }?;
-        let mut channels = client
-            .channels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut channels = lock(&client.channels);
         let slot = channels.slot(name).ok_or_else(|| {
             Error::misuse(format!(
                 "\"{name}\" is not a channel; the channels are reasoning, event, tick, log"
@@ -362,9 +357,12 @@ pub unsafe extern "C-unwind" fn gptalk_next(
         turn: Turn::Pulling,
     };
     // Taken out, so that no lock is held while a callback runs.
-    let take = || std::mem::take(&mut *client.piece.lock().unwrap_or_else(PoisonError::into_inner));
+    let take = || std::mem::take(&mut *lock(&client.piece));
     let mut piece = contained(take).unwrap_or_default();
-    if !client.session.run(&mut piece, None, Some(&client.channels)) {
+    if !client
+        .session
+        .run(&mut piece, OnText::Return, Some(&client.channels))
+    {
         return std::ptr::null();
     }
     // Freed inside a callback: the piece would go with the client.
@@ -375,7 +373,7 @@ pub unsafe extern "C-unwind" fn gptalk_next(
         // SAFETY: the caller gives NULL or a place for a size. The NUL does not count.
         unsafe { len.write(piece.len() - 1) };
     }
-    let mut kept = client.piece.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = lock(&client.piece);
     *kept = piece;
     std::mem::forget(ending);
     client.pass(Turn::Pulling, Turn::Pull);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::api::{gptalk_callback, gptalk_status};
 use super::contained;
@@ -14,11 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under one of these locks is contained, and the chat it hit is given up.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::sys::lock;
 
 /// A client: options, connections, channels, one chat at a time, and the outcome of the last one.
 ///
@@ -156,6 +152,15 @@ struct Live {
     kept: Kept,
 }
 
+/// What is done with the reply's text.
+#[derive(Clone, Copy)]
+pub(super) enum OnText {
+    /// The callback form.
+    Call(Option<Callback>),
+    /// The pull form.
+    Return,
+}
+
 /// What a pull brought, in the caller's buffer.
 enum Pulled {
     Text,
@@ -206,12 +211,12 @@ impl Session {
         live.status()
     }
 
-    /// Runs the chat until it has ended, or until there is text and `on_text` is `None`: the text
-    /// is in `piece` then, with a NUL behind it. `false`: the chat has ended.
+    /// Runs the chat until it has ended: `false`. Or, with [`OnText::Return`], until there is text:
+    /// `true`, and the text is in `piece`, with a NUL behind it.
     pub fn run(
         &self,
         piece: &mut Vec<u8>,
-        on_text: Option<Option<Callback>>,
+        on_text: OnText,
         channels: Option<&Mutex<Channels>>,
     ) -> bool {
         let channel = |pick: fn(&Channels) -> Option<Callback>| {
@@ -225,8 +230,8 @@ impl Session {
             let callback = match pulled {
                 Pulled::End => return false,
                 Pulled::Text => match on_text {
-                    None => return true,
-                    Some(callback) => callback,
+                    OnText::Return => return true,
+                    OnText::Call(callback) => callback,
                 },
                 Pulled::Reasoning => channel(|channels| channels.reasoning),
                 Pulled::Event => channel(|channels| channels.event),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::exchange::Connection;
+use super::http::Connection;
 use super::pool::Pool;
 use super::wire::{Input, Pump};
 use super::{Limits, timeout};

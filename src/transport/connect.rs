@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pool::Route;
-use super::tunnel::{self, Say, Tunnel};
+use super::tunnel::{Say, Tunnel};
 use super::wire::{Io, Pump, Tls, Wire};
 use super::{Limits, SLICE, is_not_yet, timeout, tls};
 use crate::error::{Error, ErrorKind};
@@ -123,9 +123,10 @@ impl Connecting {
     fn resolve(&mut self) -> Result<Attempts, Error> {
         let (host, port) = match &self.route.proxy {
             Some(proxy) => {
-                if tunnel::resolves_here(proxy) {
+                // A `socks5` proxy is asked for an address, a `socks5h` proxy for a name.
+                if proxy.scheme == ProxyScheme::Socks5 {
                     let addrs = lookup(&self.route.host, self.route.port)?;
-                    self.target = tunnel::host_of(addrs[0]);
+                    self.target = addrs[0].ip().to_string();
                 }
                 (&proxy.host, proxy.port)
             }
@@ -216,7 +217,7 @@ impl Connecting {
         if self.route.proxy.is_some() {
             return self.proxy_failed(&format!("cannot be reached: {}", words(error)));
         }
-        if error.kind() == io::ErrorKind::TimedOut {
+        if error.kind() == io::ErrorKind::TimedOut && self.limit.is_some() {
             return self.timed_out();
         }
         Error::new(

@@ -6,16 +6,17 @@
 //! ```
 //!
 //! Every socket has a receive and a send timeout of one [`SLICE`]. Every step here, whatever it
-//! waits for, returns after a slice at the latest, with "nothing yet", and is called again. So
+//! waits for, returns after a slice or two at the latest, with "nothing yet", and is called again. So
 //! the caller looks at its cancel flag, its ticks and its callbacks *between* two steps: in each
 //! phase alike, on its own thread, with no lock held and with nothing of ours on the stack but
 //! the caller's loop. An interrupted system call is a step that brought nothing.
 //!
-//! The file `exchange` alone names ureq, `tls` alone makes TLS configurations.
+//! The file `http` alone names ureq, `tls` alone makes TLS configurations.
 
 mod body;
 mod connect;
 mod exchange;
+mod http;
 mod pool;
 mod tls;
 mod tunnel;
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind};
 
 pub(crate) use body::{Body, Part};
-pub(crate) use exchange::{Answer, Exchange, Request};
+pub(crate) use exchange::{Answer, Exchange};
+pub(crate) use http::Request;
 pub(crate) use pool::{Pool, Route};
 
 /// How long one step waits at most: half of what a cancel may take.

@@ -1,21 +1,21 @@
 //! Idle connections, one pool for each client and its clones.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::body::Framing;
-use super::exchange::Connection;
+use super::http::Connection;
 use super::wire::Pump;
 use crate::config::{CaFile, Config};
 use crate::proxy::Proxy;
-use crate::sys::PerProcess;
+use crate::sys::{PerProcess, lock};
 
 /// How long a connection stays idle before it is not used again.
 const MAX_AGE: Duration = Duration::from_secs(15);
 /// How many connections stay idle.
 const MAX_IDLE: usize = 16;
-/// How long the end of a reply that was left at its `[DONE]` may take to come: over the next
-/// chat's request it would be a wait for nothing, but a new connection costs more than this.
+/// How long a connection is waited for whose last reply was left at its `[DONE]`, with the end of
+/// the body still to come: a new connection costs more than this.
 const DRAIN: Duration = Duration::from_millis(5);
 
 /// Where a connection goes, and how; connections with equal routes serve for each other.
@@ -70,11 +70,7 @@ impl Pool {
     pub(super) fn take(&self, route: &Route) -> Option<Connection> {
         loop {
             let mut idle = {
-                let mut all = self
-                    .idle
-                    .get()
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut all = lock(self.idle.get());
                 all.retain(|idle| idle.since.elapsed() < MAX_AGE);
                 let at = all
                     .iter()
@@ -90,11 +86,7 @@ impl Pool {
 
     /// Keeps a connection for the next request.
     pub(super) fn put(&self, connection: Connection, undrained: Option<Framing>) {
-        let mut all = self
-            .idle
-            .get()
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(self.idle.get());
         if all.len() >= MAX_IDLE {
             all.remove(0);
         }

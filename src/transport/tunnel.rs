@@ -3,7 +3,7 @@
 //!
 //! `CONNECT` is used for plain `http` services too, so that a proxy never sees a token.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -58,7 +58,7 @@ impl Tunnel {
             Step::Connected => connected(answer),
             Step::SocksMethod => self.method(answer),
             Step::SocksPassword => match answer {
-                [_, 0, ..] => Ok(self.ask(2)),
+                [_, 0, ..] => self.ask(2),
                 [_, _, ..] => Err("refused the user name and password".into()),
                 _ => Ok(Say::More),
             },
@@ -93,7 +93,7 @@ impl Tunnel {
 
     fn method(&mut self, answer: &[u8]) -> Result<Say, String> {
         match (answer, &self.proxy.credentials) {
-            ([5, 0, ..], _) => Ok(self.ask(2)),
+            ([5, 0, ..], _) => self.ask(2),
             ([5, 2, ..], Some((user, password))) => {
                 self.step = Step::SocksPassword;
                 let mut bytes = vec![1];
@@ -110,7 +110,7 @@ impl Tunnel {
         }
     }
 
-    fn ask(&mut self, used: usize) -> Say {
+    fn ask(&mut self, used: usize) -> Result<Say, String> {
         self.step = Step::SocksReply;
         let mut bytes = vec![5, 1, 0];
         match self.host.parse::<IpAddr>() {
@@ -123,25 +123,16 @@ impl Tunnel {
                 bytes.extend_from_slice(&ip.octets());
             }
             Err(_) => {
-                // A host name is at most 253 bytes long; a longer one could not be resolved.
-                let name = &self.host.as_bytes()[..self.host.len().min(255)];
-                bytes.extend_from_slice(&[3, name.len() as u8]);
-                bytes.extend_from_slice(name);
+                let Ok(length) = u8::try_from(self.host.len()) else {
+                    return Err("cannot be asked for a host name of more than 255 bytes".into());
+                };
+                bytes.extend_from_slice(&[3, length]);
+                bytes.extend_from_slice(self.host.as_bytes());
             }
         }
         bytes.extend_from_slice(&self.port.to_be_bytes());
-        Say::Bytes(used, bytes)
+        Ok(Say::Bytes(used, bytes))
     }
-}
-
-/// The address a `socks5` proxy is asked for, where names are resolved here.
-pub(super) fn resolves_here(proxy: &Proxy) -> bool {
-    proxy.scheme == ProxyScheme::Socks5
-}
-
-/// A resolved address as the tunnel's host.
-pub(super) fn host_of(addr: SocketAddr) -> String {
-    addr.ip().to_string()
 }
 
 fn connected(answer: &[u8]) -> Result<Say, String> {

@@ -137,12 +137,12 @@ pub(super) struct Wire {
     pub scratch: Vec<u8>,
     /// Served another request before: a death now may be the end of its idle time.
     pub reused: bool,
-    pub turn: Turn,
+    pub progress: Progress,
 }
 
 /// How far the request on a wire has come.
 #[derive(Default)]
-pub(super) struct Turn {
+pub(super) struct Progress {
     /// The whole request is queued as output, or sent.
     pub queued: bool,
     /// A byte of the answer has come.
@@ -163,7 +163,7 @@ impl Wire {
             sent: 0,
             scratch: Vec::new(),
             reused: false,
-            turn: Turn::default(),
+            progress: Progress::default(),
         }
     }
 

@@ -1,0 +1,367 @@
+//! HTTP over a wire: a request and its answer's header. The only file that names ureq.
+//!
+//! ureq writes the request and reads the header; the waiting is ours. Its agent runs over a
+//! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and hardly wait: the
+//! connection stands already, the request goes into the [`Wire`]'s buffer, and where the answer
+//! is not there within a slice the run is abandoned.
+//!
+//! ```text
+//!          ┌──────────────────────── run ────────────────────────┐
+//!   Wire ─▶│ ureq writes the request, reads the header ──▶ Answer │─▶ Wire, at its body
+//!          │        └─ no header within a slice: WouldBlock       │
+//!          └──────────┬───────────────────────────────────────────┘
+//!                     ▼ the wire comes back, with what was queued and received
+//!   pump: send the rest, receive, slice by slice, the caller's hand on it between two
+//!                     │
+//!                     ▼ the header is there: run again, what ureq writes is not sent again
+//! ```
+//!
+//! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
+//! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
+//!
+//! Each connection has an agent of its own, with ureq's pool left empty: an agent's lock is then
+//! never contended, and never copied locked into the child of a fork.
+
+use std::sync::{Arc, Mutex};
+use std::{fmt, io};
+
+use ureq::http::HeaderMap;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+use ureq::{Agent, http};
+
+use super::wire::{Pump, Wire};
+use crate::error::{Error, ErrorKind};
+use crate::sys::lock;
+
+/// The longest header, in bytes: of the answer and of the informational ones (1xx) before it.
+pub(super) const MAX_HEADER: usize = 64 << 10;
+
+/// What to ask a service.
+pub(crate) struct Request {
+    /// With the query.
+    pub url: String,
+    /// As it may be shown.
+    pub shown_url: String,
+    pub headers: Vec<(&'static str, String)>,
+    /// The user's own, which replace those of the same name. In lower case.
+    pub user_headers: Vec<(String, String)>,
+    /// `Some`: POST; `None`: GET.
+    pub body: Option<String>,
+}
+
+/// An answer's status and header.
+pub(super) struct Head {
+    pub status: u16,
+    pub is_http10: bool,
+    headers: HeaderMap,
+}
+
+impl Head {
+    /// A header's value, where it is text.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether a header that is a list has a word.
+    pub fn has(&self, name: &str, word: &str) -> bool {
+        let values = self.headers.get_all(name).iter();
+        values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|item| item.trim().eq_ignore_ascii_case(word))
+    }
+}
+
+/// What a run of ureq's came to.
+pub(super) enum Ran {
+    Header(Head),
+    NotYet,
+    Over(Pump),
+}
+
+/// A wire and the agent that runs over it.
+pub(super) struct Connection {
+    pub wire: Box<Wire>,
+    link: Link,
+}
+
+struct Link {
+    agent: Agent,
+    slot: Slot,
+}
+
+/// Where the wire is on its way to ureq's transport and back.
+#[derive(Clone, Default)]
+struct Slot(Arc<Mutex<Option<Box<Wire>>>>);
+
+impl Slot {
+    fn put(&self, wire: Box<Wire>) {
+        *lock(&self.0) = Some(wire);
+    }
+
+    fn take(&self) -> Option<Box<Wire>> {
+        lock(&self.0).take()
+    }
+}
+
+impl Connection {
+    pub fn new(wire: Wire) -> Connection {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_response_header_size(MAX_HEADER)
+            .max_idle_connections(0)
+            .proxy(None)
+            .build();
+        let slot = Slot::default();
+        let agent = Agent::with_parts(config, slot.clone(), NoResolver);
+        Connection {
+            wire: Box::new(wire),
+            link: Link { agent, slot },
+        }
+    }
+
+    /// Lets ureq write the request, or skip it, and read what there is of the header.
+    pub fn run(self, request: &Request) -> Result<(Connection, Ran), Error> {
+        let url = &request.shown_url;
+        let Connection { wire, link } = self;
+        let result = link.run(wire, request);
+        let Some(mut wire) = link.slot.take() else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{url}: a connection was lost"),
+            ));
+        };
+        let ran = match result {
+            Ok(response) => {
+                let (head, ()) = response.into_parts();
+                Ran::Header(Head {
+                    status: head.status.as_u16(),
+                    is_http10: head.version == http::Version::HTTP_10,
+                    headers: head.headers,
+                })
+            }
+            Err(ureq::Error::Io(error)) => match wire.progress.over.take() {
+                Some(over) => Ran::Over(over),
+                None if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
+                None => Ran::Over(Pump::Failed(error)),
+            },
+            Err(ureq::Error::LargeResponseHeader(..)) => return Err(header_limit(url)),
+            Err(ureq::Error::Protocol(error)) => {
+                let input = wire.input.unread();
+                let seen = String::from_utf8_lossy(&input[..input.len().min(80)]);
+                let words = error.to_string();
+                return Err(if words.contains("too many headers") {
+                    header_limit(url)
+                } else {
+                    Error::protocol(format!("{url} did not answer in HTTP ({words}): {seen:?}"))
+                });
+            }
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Internal, format!("{url}: {error}")));
+            }
+        };
+        Ok((Connection { wire, link }, ran))
+    }
+}
+
+impl Link {
+    /// Runs the agent over the wire, which is in the slot afterwards.
+    fn run(&self, wire: Box<Wire>, request: &Request) -> Result<http::Response<()>, ureq::Error> {
+        self.slot.put(wire);
+        let mut builder = http::Request::builder()
+            .method(if request.body.is_some() {
+                "POST"
+            } else {
+                "GET"
+            })
+            .uri(&request.url);
+        let replaced = |name: &str| {
+            request
+                .user_headers
+                .iter()
+                .any(|(theirs, _)| theirs == name)
+        };
+        for (name, value) in request.headers.iter().filter(|(name, _)| !replaced(name)) {
+            builder = builder.header(*name, value);
+        }
+        for (name, value) in &request.user_headers {
+            builder = builder.header(name, value);
+        }
+        let response = match &request.body {
+            Some(body) => self.agent.run(builder.body(body)?),
+            None => self.agent.run(builder.body(())?),
+        }?;
+        // Without its body, which holds the transport: dropping it brings the wire back.
+        Ok(response.map(drop))
+    }
+}
+
+/// The wire as ureq's transport. Dropped, it puts the wire back into the slot.
+struct Lent {
+    wire: Option<Box<Wire>>,
+    slot: Slot,
+    /// The last look at the input used some of it: there may be more to use.
+    is_usable: bool,
+    /// This run has waited for input.
+    pumped: bool,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            self.slot.put(wire);
+        }
+    }
+}
+
+impl Connector for Slot {
+    type Out = Lent;
+
+    /// The connection stands already.
+    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<Lent>, ureq::Error> {
+        Ok(self.take().map(|wire| Lent {
+            wire: Some(wire),
+            slot: self.clone(),
+            is_usable: true,
+            pumped: false,
+        }))
+    }
+}
+
+impl Lent {
+    fn wire(&mut self) -> Result<&mut Wire, ureq::Error> {
+        self.wire
+            .as_deref_mut()
+            .ok_or(ureq::Error::ConnectionFailed)
+    }
+}
+
+impl Transport for Lent {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self
+    }
+
+    /// Queues. The head and the body of a request leave in one segment.
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        let wire = self.wire()?;
+        // A run that is taken up again writes what is queued, or sent, already.
+        if !wire.progress.queued {
+            wire.output.extend_from_slice(&wire.scratch[..amount]);
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
+        // Once in a run: a header in drops would keep the run going for as long as it drips.
+        let pumped = std::mem::replace(&mut self.pumped, true);
+        let wire = self.wire()?;
+        wire.progress.queued = true;
+        if pumped {
+            return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
+        }
+        if wire.progress.skipped > MAX_HEADER {
+            return Err(ureq::Error::LargeResponseHeader(
+                wire.progress.skipped,
+                MAX_HEADER,
+            ));
+        }
+        match wire.pump() {
+            Pump::Data => {
+                wire.progress.answered = true;
+                Ok(true)
+            }
+            Pump::Pending => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+            over => {
+                wire.progress.over = Some(over);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Asked at the end of a body, which is read elsewhere.
+    fn is_open(&mut self) -> bool {
+        false
+    }
+
+    fn is_tls(&self) -> bool {
+        self.wire.as_ref().is_some_and(|wire| wire.io.is_tls())
+    }
+}
+
+impl Buffers for Lent {
+    fn output(&mut self) -> &mut [u8] {
+        match &mut self.wire {
+            Some(wire) => {
+                // ureq wants room for a whole header line.
+                wire.scratch.resize(MAX_HEADER, 0);
+                &mut wire.scratch
+            }
+            None => &mut [],
+        }
+    }
+
+    fn input(&self) -> &[u8] {
+        self.wire.as_ref().map_or(&[], |wire| wire.input.unread())
+    }
+
+    // Input is appended by the wire itself.
+    fn input_append_buf(&mut self) -> &mut [u8] {
+        &mut []
+    }
+
+    fn input_appended(&mut self, _: usize) {}
+
+    fn input_consume(&mut self, amount: usize) {
+        self.is_usable = amount > 0;
+        if let Some(wire) = &mut self.wire {
+            wire.input.consume(amount);
+            wire.progress.skipped += amount;
+        }
+    }
+
+    fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
+        (&mut [], self.output())
+    }
+
+    fn can_use_input(&self) -> bool {
+        self.is_usable && !self.input().is_empty()
+    }
+}
+
+/// Names are resolved when a connection is opened, not at each request.
+#[derive(Debug)]
+struct NoResolver;
+
+impl Resolver for NoResolver {
+    fn resolve(
+        &self,
+        _: &http::Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        Ok(self.empty())
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lent")
+    }
+}
+
+fn header_limit(url: &str) -> Error {
+    Error::new(
+        ErrorKind::Limit,
+        format!("{url} answered with a header of more than 64 KiB or 128 lines"),
+    )
+    .with_code("header")
+}
