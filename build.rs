@@ -18,8 +18,8 @@ const PREFACE: &str = "\
  * UTF-8 and NUL-terminated, and those that go in are used during the call only, or copied. The
  * library starts no thread, installs no signal handler, changes no signal mask and prints nothing
  * (but for the report of a defect of its own, on stderr). After fork() the child opens its own
- * connections and logs in for itself; with a client that was in a chat on another thread it can do
- * no more than clone and free it. Out of memory aborts.
+ * connections and logs in for itself; a client that was in a chat on another thread stays busy
+ * there (clone it). Out of memory aborts.
  */";
 
 const CLIENT: &str = "

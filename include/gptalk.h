@@ -9,8 +9,8 @@
  * UTF-8 and NUL-terminated, and those that go in are used during the call only, or copied. The
  * library starts no thread, installs no signal handler, changes no signal mask and prints nothing
  * (but for the report of a defect of its own, on stderr). After fork() the child opens its own
- * connections and logs in for itself; with a client that was in a chat on another thread it can do
- * no more than clone and free it. Out of memory aborts.
+ * connections and logs in for itself; a client that was in a chat on another thread stays busy
+ * there (clone it). Out of memory aborts.
  */
 
 #ifndef GPTALK_H
@@ -255,8 +255,7 @@ int gptalk_cancel(gptalk_client *client);
 /**
  * About the last chat, or the last refused gptalk_set(). NULL: not known, or not reported. The text
  * is borrowed until the next call on that client (`client` NULL: this thread's next one-liner).
- * In a callback it tells of the chat that runs; on another thread too, where it may wait for the
- * next of that chat's looks around, which come about every 50 ms.
+ * In a callback, and on other threads, it tells of the chat that runs, as far as that has come.
  *
  * | key | meaning |
  * |-----|---------|

@@ -419,8 +419,7 @@ pub unsafe extern "C-unwind" fn gptalk_cancel(client: *mut gptalk_client) -> c_i
 
 /// About the last chat, or the last refused gptalk_set(). NULL: not known, or not reported. The text
 /// is borrowed until the next call on that client (`client` NULL: this thread's next one-liner).
-/// In a callback it tells of the chat that runs; on another thread too, where it may wait for the
-/// next of that chat's looks around, which come about every 50 ms.
+/// In a callback, and on other threads, it tells of the chat that runs, as far as that has come.
 ///
 /// | key | meaning |
 /// |-----|---------|

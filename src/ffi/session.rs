@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::api::{gptalk_callback, gptalk_status};
 use super::contained;
@@ -135,16 +135,13 @@ impl Channels {
 
 /// A chat that runs, or the outcome of the last one.
 #[derive(Default)]
-pub(super) struct Session {
-    /// Locked while the chat waits on the network, a slice at a time; never in a callback.
-    live: Mutex<Live>,
-    /// How many threads want to look at it: the one that runs the chat lets them, between slices.
-    waiting: AtomicUsize,
-}
+pub(super) struct Session(Mutex<Live>);
 
 #[derive(Default)]
 struct Live {
+    /// The chat that runs; away while it is being pulled, which may take its time on the network.
     stream: Option<Stream>,
+    /// The last chat's, or as much as the host has been told of the one that runs.
     reply: Reply,
     error: Option<Error>,
     refusal: Option<Error>,
@@ -162,6 +159,7 @@ pub(super) enum OnText {
 }
 
 /// What a pull brought, in the caller's buffer.
+#[derive(Clone, Copy)]
 enum Pulled {
     Text,
     Reasoning,
@@ -172,26 +170,9 @@ enum Pulled {
 }
 
 impl Session {
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let live = lock(&self.live);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        live
-    }
-
-    /// Lets other threads have the lock, which is not a fair one.
-    fn let_others_look(&self) {
-        for _ in 0..1000 {
-            if self.waiting.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-            std::thread::yield_now();
-        }
-    }
-
     /// A new chat: forgets the last one's outcome.
     pub fn begin(&self, stream: Result<Stream, Error>, channels: &Channels) -> gptalk_status {
-        let mut live = self.live();
+        let mut live = lock(&self.0);
         *live = Live {
             begun: true,
             ..Live::default()
@@ -244,101 +225,127 @@ impl Session {
         }
     }
 
+    /// The next thing that happens. No lock is held meanwhile: other threads may ask for the
+    /// outcome so far, and a fork leaves the child no lock of ours locked.
     fn pull(&self, piece: &mut Vec<u8>) -> Pulled {
         piece.clear();
-        self.let_others_look();
-        let mut live = lock(&self.live);
-        let Some(event) = live.stream.as_mut().and_then(Stream::next_event) else {
-            live.end();
+        let Some(mut stream) = lock(&self.0).stream.take() else {
             return Pulled::End;
         };
-        let (pulled, text) = match event {
-            Event::Text(text) => (Pulled::Text, text),
-            Event::Reasoning(text) => (Pulled::Reasoning, text),
-            Event::Json(text) => (Pulled::Event, text),
-            Event::Log(text) => (Pulled::Log, text),
-            Event::Tick => (Pulled::Tick, ""),
+        let pulled = match stream.next_event() {
+            Some(event) => fill(piece, event),
+            None => Pulled::End,
         };
-        piece.extend_from_slice(text.as_bytes());
-        piece.push(0);
+        let mut live = lock(&self.0);
+        match pulled {
+            Pulled::End => live.end(stream),
+            _ => {
+                live.follow(stream.reply());
+                live.stream = Some(stream);
+            }
+        }
         pulled
     }
 
     /// Ends the chat as cancelled, if it still runs.
     pub fn cancel(&self) {
-        if let Some(stream) = &mut self.live().stream {
+        if let Some(stream) = &mut lock(&self.0).stream {
             stream.cancel();
         }
     }
 
     /// Ends the chat, as cancelled if it still runs, and tells how it ended.
     pub fn finish(&self) -> gptalk_status {
-        let mut live = self.live();
-        if let Some(stream) = &mut live.stream {
+        let mut live = lock(&self.0);
+        if let Some(mut stream) = live.stream.take() {
             stream.cancel();
+            live.end(stream);
         }
-        live.end();
         live.status()
     }
 
     /// How the last chat ended.
     pub fn outcome(&self) -> gptalk_status {
-        self.live().status()
+        lock(&self.0).status()
     }
 
-    /// A panic came up: the chat is given up. The text so far stays.
+    /// A panic came up, and the stream is gone. The text so far stays.
     fn broken(&self) {
-        let mut live = self.live();
-        if let Some(stream) = live.stream.take() {
-            live.reply = stream.reply().clone();
-            // What broke may break again while it is dropped.
-            contained(move || drop(stream));
-        }
-        live.error = Some(defect());
+        lock(&self.0).error = Some(defect());
     }
 
     /// Keeps why something was refused, to be asked for.
     pub fn refuse(&self, error: Error) -> gptalk_status {
         let status = gptalk_status::from(error.kind());
-        self.live().refusal = Some(error);
+        lock(&self.0).refusal = Some(error);
         status
     }
 
     pub fn text(&self, key: &str) -> Option<*const c_char> {
-        let mut live = self.live();
+        let mut live = lock(&self.0);
         let text = live.facts().text(key)?;
         Some(live.kept.keep(key, text))
     }
 
     pub fn number(&self, key: &str) -> Option<i64> {
-        self.live().facts().number(key)
+        lock(&self.0).facts().number(key)
     }
 
     /// Whether there has been a chat.
     pub fn has_begun(&self) -> bool {
-        self.live().begun
+        lock(&self.0).begun
     }
 }
 
+/// Puts an event's text, and a NUL behind it, into the buffer.
+fn fill(piece: &mut Vec<u8>, event: Event<'_>) -> Pulled {
+    let (pulled, text) = match event {
+        Event::Text(text) => (Pulled::Text, text),
+        Event::Reasoning(text) => (Pulled::Reasoning, text),
+        Event::Json(text) => (Pulled::Event, text),
+        Event::Log(text) => (Pulled::Log, text),
+        Event::Tick => (Pulled::Tick, ""),
+    };
+    piece.extend_from_slice(text.as_bytes());
+    piece.push(0);
+    pulled
+}
+
 impl Live {
-    fn end(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            match stream.finish() {
-                Ok(reply) => self.reply = reply,
-                Err(error) => {
-                    self.reply = error.reply().cloned().unwrap_or_default();
-                    self.error = Some(error);
-                }
+    fn end(&mut self, stream: Stream) {
+        match stream.finish() {
+            Ok(reply) => self.reply = reply,
+            Err(error) => {
+                self.reply = error.reply().cloned().unwrap_or_default();
+                self.error = Some(error);
             }
-            // A refusal inside the chat was before its end.
-            self.refusal = None;
-            self.kept.clear();
         }
+        // A refusal inside the chat was before its end.
+        self.refusal = None;
+        self.kept.clear();
+    }
+
+    /// Follows the reply of the chat that runs. What has not changed is not copied.
+    fn follow(&mut self, reply: &Reply) {
+        let known = &mut self.reply;
+        follow_text(&mut known.text, &reply.text, reply.rewritten);
+        follow_text(&mut known.reasoning, &reply.reasoning, false);
+        if known.url != reply.url {
+            known.url.clone_from(&reply.url);
+        }
+        if known.request_id != reply.request_id {
+            known.request_id.clone_from(&reply.request_id);
+        }
+        known.rewritten = reply.rewritten;
+        known.http_status = reply.http_status;
+        known.attempts = reply.attempts;
+        known.pieces = reply.pieces;
+        known.first_text = reply.first_text;
     }
 
     fn facts(&self) -> Facts<'_> {
         Facts {
-            reply: self.stream.as_ref().map_or(&self.reply, Stream::reply),
+            reply: &self.reply,
             error: self.error.as_ref(),
             refusal: self.refusal.as_ref(),
             begun: self.begun,
@@ -359,6 +366,14 @@ pub(super) fn defect() -> Error {
         ErrorKind::Internal,
         "a defect in gptalk was contained; please report what the library printed on stderr",
     )
+}
+
+/// Copies what has come behind a text, or all of it where what was there may have changed.
+fn follow_text(known: &mut String, text: &str, rewritten: bool) {
+    match text.get(known.len()..) {
+        Some(new) if !rewritten => known.push_str(new),
+        _ => text.clone_into(known),
+    }
 }
 
 /// Ends a chat on every way out, be it an exception of the host's.
