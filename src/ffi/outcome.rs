@@ -98,8 +98,4 @@ impl Kept {
         };
         kept.as_ptr().cast()
     }
-
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
 }

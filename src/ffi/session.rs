@@ -322,7 +322,6 @@ impl Live {
         }
         // A refusal inside the chat was before its end.
         self.refusal = None;
-        self.kept.clear();
     }
 
     /// Follows the reply of the chat that runs. What has not changed is not copied.
