@@ -593,6 +593,55 @@ fn a_login_token_that_no_header_can_hold_is_not_of_the_protocol() {
 }
 
 #[test]
+fn a_token_that_is_too_long_is_not_of_the_protocol() {
+    for (bytes, is_good) in [(4 << 10, true), (70 << 10, false)] {
+        let token = "t".repeat(bytes);
+        let answer = json!({"data": {"token": token}}).to_string();
+        let of_login = fresh().login_data(json!({"token": token}));
+        let of_stream = fresh()
+            .on(Endpoint::Text, move |_, peer| {
+                peer.respond(200, "application/json", &answer)
+            })
+            .on(Endpoint::Stream, |_, peer| {
+                peer.respond(200, "application/json", r#"{"content": "Hello"}"#)
+            });
+        for (service, sent) in [(of_login, (1, 0, 0)), (of_stream, (1, 1, 0))] {
+            let service = service.start();
+            if is_good {
+                chat(&client(&service));
+                continue;
+            }
+            let error = fails(&client(&service), ErrorKind::Protocol);
+            assert_eq!(error.code(), Some("token"), "{error}");
+            let shown = format!("{error} {error:?} {:?}", error.body());
+            assert!(!shown.contains("tttttttt"), "{shown}");
+            let streams = service.count(Endpoint::Stream);
+            assert_eq!((logins(&service), texts(&service), streams), sent);
+        }
+    }
+}
+
+#[test]
+fn words_of_a_login_that_are_not_utf8_are_no_reason_to_fail() {
+    let service = fresh()
+        .on(Endpoint::Login, |_, peer| {
+            let body = b"{\"data\": {\"token\": \"good\"}, \"msg\": \"\xb3\xc9\xb9\xa6\"}";
+            peer.respond(200, "application/json", body);
+        })
+        .on(Endpoint::Text, |request, peer| {
+            let is_good = request.header("authorization") == Some("Bearer good");
+            let status = if is_good { 200 } else { 401 };
+            peer.respond(status, "application/json", r#"{"data": {"token": "t"}}"#);
+        })
+        .on(Endpoint::Stream, |_, peer| {
+            peer.respond(200, "application/json", r#"{"content": "Hello"}"#)
+        });
+    let service = service.start();
+    assert_eq!(chat(&client(&service)).text, "Hello");
+    assert_eq!((logins(&service), texts(&service)), (1, 1));
+}
+
+#[test]
 fn a_chat_that_waits_for_anothers_login_keeps_its_own_deadline() {
     let (service, _) = stalling();
     let holder = client(&service);

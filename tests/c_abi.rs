@@ -435,6 +435,11 @@ fn after_a_failure_every_key_tells_of_it() {
 }
 
 #[test]
+fn an_option_refused_inside_a_chat_is_not_its_outcome() {
+    keeps_with_a_service("refused_while_chatting");
+}
+
+#[test]
 fn after_a_cut_the_text_so_far_is_there() {
     let service = service(Endpoint::Stream, |peer| {
         send_hel(peer);
@@ -521,6 +526,11 @@ fn a_chat_inside_the_tick_of_a_login_does_not_wait_for_it() {
 fn a_client_may_be_freed_in_its_own_callback() {
     let service = slow(Duration::from_millis(150)).start();
     keeps("freed_in_callback", &[&service.url()]);
+}
+
+#[test]
+fn a_client_may_be_freed_while_it_is_pulled() {
+    keeps_with_a_service("freed_while_pulling");
 }
 
 #[test]
@@ -789,6 +799,15 @@ fn a_fork_at_any_moment_leaves_the_child_able_to_chat() {
 }
 
 #[test]
+fn a_fork_at_any_moment_leaves_the_options_whole() {
+    let service = Service::start();
+    process_keeps("fork_while_setting", &[&service.url()]);
+    assert_nothing_refused(&service);
+    // Of each child, and of the parent at last.
+    assert_eq!(service.count(Endpoint::Text), 61);
+}
+
+#[test]
 fn a_small_stack_is_enough() {
     // 64 KiB are promised of a release build, which takes less than 40. The frames of a debug build
     // are larger: it takes between 80 and 96.
@@ -842,6 +861,7 @@ fn valgrind_finds_nothing() {
     };
     let (service, failing) = (Service::start(), failing());
     valgrind(on_process(), "every_way", &[&service.url(), &failing.url()]);
+    valgrind(contract(), "freed_while_pulling", &[&service.url()]);
     if let Some(program) = contract_in_cpp() {
         let service = stalls(Endpoint::Stream, send_hel);
         valgrind(program, "throw_from_text", &[&service.url()]);

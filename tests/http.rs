@@ -1,9 +1,11 @@
 //! HTTP as services and what stands before them speak it, in order and out of it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use gptalk::{Client, ClientBuilder, Error, ErrorKind, Reply};
+use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
 
 /// How late a time limit may be noticed, and how slow a machine may be that runs other tests too.
@@ -370,6 +372,66 @@ fn a_bad_chunk_ends_the_reply_and_keeps_its_text() {
         };
         fails_after_hello(raw, end, kind);
     }
+}
+
+/// A reply that is at the end of its first chunk's data, and one that is in its trailer.
+fn before_a_line_end() -> [String; 2] {
+    let in_chunk = format!("{CHUNKED}{:x}\r\n{HELLO}", HELLO.len());
+    let in_trailer = [CHUNKED, &chunk(HELLO), "0\r\n"].concat();
+    [in_chunk, in_trailer]
+}
+
+#[test]
+fn carriage_returns_without_end_are_a_bad_body() {
+    // Without a pause: a reader that waits for them to end would be kept.
+    let flood: fn(&mut Peer) = |peer| {
+        let end = Instant::now() + 2 * LATE;
+        while Instant::now() < end && !peer.client_closed(Duration::ZERO) {
+            peer.send("\r".repeat(16 << 10));
+        }
+    };
+    for raw in before_a_line_end() {
+        let started = Instant::now();
+        let error = fails(Endpoint::Stream, raw, flood, ErrorKind::Protocol);
+        assert!(started.elapsed() < LATE, "{:?}", started.elapsed());
+        assert_eq!(error.reply().unwrap().text, "Hello", "{error}");
+        assert!(error.to_string().contains("bad body"), "{error}");
+    }
+}
+
+#[test]
+fn carriage_returns_that_drip_do_not_hold_a_cancel_up() {
+    let [_, in_trailer] = before_a_line_end();
+    let dripping = Arc::new(AtomicBool::new(false));
+    let drips = Arc::clone(&dripping);
+    let service = Service::builder().on(Endpoint::Stream, move |_, peer| {
+        peer.send(&in_trailer);
+        peer.drip("\r".repeat(20));
+        drips.store(true, Ordering::SeqCst);
+        drip(peer, "\r", Duration::from_millis(1));
+    });
+    let service = service.start();
+    let client = builder(&service).build().unwrap();
+    let mut stream = client.stream("Hi").unwrap();
+    while let Some(event) = stream.next_event() {
+        if event == Event::Text("Hello") {
+            break;
+        }
+    }
+    let handle = client.cancel_handle();
+    let (error, ended, cancelled) = thread::scope(|scope| {
+        let cancel = scope.spawn(|| {
+            assert!(service.wait_until(|_| dripping.load(Ordering::SeqCst)));
+            assert!(handle.cancel(), "there is a chat to cancel");
+            Instant::now()
+        });
+        let error = stream.finish().expect_err("a failure");
+        (error, Instant::now(), cancel.join().unwrap())
+    });
+    let late = ended.saturating_duration_since(cancelled);
+    assert!(late < LATE, "it ended {late:?} after the cancel: {error}");
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert_eq!(error.reply().unwrap().text, "Hello");
 }
 
 #[test]

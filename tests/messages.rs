@@ -269,6 +269,30 @@ fn a_conversation_is_made_of_whatever_is_at_hand() {
 }
 
 #[test]
+fn a_chat_takes_whatever_is_at_hand() {
+    let service = Service::start();
+    let client = client(&service);
+    let (text, list) = (
+        String::from("Hi"),
+        vec![Message::user("a"), Message::assistant("b")],
+    );
+    let (one, two) = (
+        "You said: Hi",
+        "You said: User: a\nAssistant: b\nAssistant:",
+    );
+    let pair = [Message::user("a"), Message::assistant("b")];
+    assert_eq!(client.complete("Hi").unwrap().text, one);
+    assert_eq!(client.complete(&text).unwrap().text, one);
+    assert_eq!(client.complete(text).unwrap().text, one);
+    assert_eq!(client.complete(Message::user("Hi")).unwrap().text, one);
+    assert_eq!(client.complete(pair.as_slice()).unwrap().text, two);
+    assert_eq!(client.complete(pair).unwrap().text, two);
+    assert_eq!(client.complete(&list).unwrap().text, two);
+    assert_eq!(client.complete(list).unwrap().text, two);
+    assert_eq!(service.refusals(), [""; 0]);
+}
+
+#[test]
 fn json_survives_the_round_trip() {
     for json in [
         "[]",

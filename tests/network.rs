@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -365,6 +366,102 @@ fn an_early_refusal_of_a_long_text_is_a_refusal_or_a_broken_connection() {
     }
 }
 
+/// A service whose login ends its connection. On the next one it answers at once, and reads
+/// nothing of the request before the flag is up; and a text that no buffer takes.
+fn early(
+    answer: impl Fn(&mut Peer) + Send + Sync + 'static,
+) -> (gptalk_service::Builder, Arc<AtomicBool>, String) {
+    let flag = Arc::new(AtomicBool::new(false));
+    let up = Arc::clone(&flag);
+    let service = Service::builder()
+        .on(Endpoint::Login, |request, peer| {
+            peer.normal(request);
+            peer.close();
+        })
+        .on_connect(move |peer| {
+            if peer.nth() == 1 {
+                answer(peer);
+                let end = Instant::now() + Duration::from_secs(8);
+                while !up.load(Ordering::SeqCst) && Instant::now() < end {
+                    peer.pause(Duration::from_millis(1));
+                }
+            }
+        });
+    (service, flag, "x".repeat(24 << 20))
+}
+
+#[test]
+fn a_connection_whose_request_was_not_wholly_sent_is_not_used_again() {
+    let (service, read_on, text) =
+        early(|peer| peer.send(answer(413, "connection: keep-alive\r\n", "too long")));
+    let service = service.start();
+    let client = builder(&service.url())
+        .response_timeout(Some(Duration::from_secs(5)))
+        .build()
+        .unwrap();
+    let error = client.complete(text).unwrap_err();
+    match error.kind() {
+        ErrorKind::Request => assert_eq!(error.http_status(), Some(413)),
+        kind => assert_eq!(kind, ErrorKind::Network, "{error}"),
+    }
+    read_on.store(true, Ordering::SeqCst);
+    works(&client);
+    assert!(
+        service.wait_until(|s| s.open_connections() == 1),
+        "the connection of the long text is closed"
+    );
+    let requests = service.requests();
+    let of: Vec<_> = requests
+        .iter()
+        .map(|r| (r.endpoint, r.connection))
+        .collect();
+    assert_eq!(
+        of,
+        [
+            (Endpoint::Login, 0),
+            (Endpoint::Text, 2),
+            (Endpoint::Stream, 2)
+        ]
+    );
+    assert!(requests.iter().all(|r| r.body.len() < 1 << 10));
+    assert_eq!(service.refusals(), [""; 0]);
+}
+
+#[test]
+fn a_header_that_comes_before_the_request_was_read_is_an_answer() {
+    let (service, read_on, text) = early(Peer::sse_head);
+    let service = service
+        .on(Endpoint::Text, |_, peer| {
+            peer.chunk(r#"{"data": {"token": "t"}}"#);
+            peer.last_chunk();
+        })
+        .on(Endpoint::Stream, |_, peer| {
+            send_hello(peer);
+            peer.chunk("data: [DONE]\n\n");
+            peer.last_chunk();
+        });
+    let service = service.start();
+    let client = builder(&service.url())
+        .idle_timeout(Some(Duration::from_secs(3)))
+        .build()
+        .unwrap();
+    let mut stream = client.stream(text.as_str()).unwrap();
+    // Some looks around, and the header is seen; the text cannot be sent before it is read.
+    for _ in 0..3 {
+        assert_eq!(stream.next_event(), Some(Event::Tick));
+    }
+    read_on.store(true, Ordering::SeqCst);
+    assert_eq!(stream.finish().expect("a reply").text, "Hello");
+    let request = &service.requests()[1];
+    assert_eq!(request.endpoint, Endpoint::Text);
+    assert_eq!(request.connection, 1, "the one that was answered early");
+    assert_eq!(
+        request.json()["content"].as_str().map(str::len),
+        Some(text.len()),
+        "the rest of the text was sent"
+    );
+}
+
 // Silence, and drops.
 
 #[test]
@@ -627,6 +724,29 @@ fn a_login_that_was_refused_or_reset_is_tried_again() {
         Peer::reset,
     ] {
         let service = once(Endpoint::Login, fault);
+        let client = builder(&service.url()).retries(1).build().unwrap();
+        assert_eq!(works(&client).attempts, 2);
+        assert_eq!(service.count(Endpoint::Login), 2);
+        assert_eq!(service.count(Endpoint::Text), 1);
+    }
+}
+
+#[test]
+fn a_login_whose_answer_is_cut_is_tried_again() {
+    let cuts: [fn(&mut Peer); 2] = [Peer::close, |peer| {
+        // It must not overtake what was sent.
+        peer.pause(Duration::from_millis(100));
+        peer.reset();
+    }];
+    for cut in cuts {
+        let handler = move |request: &_, peer: &mut Peer| match peer.nth() {
+            0 => {
+                peer.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"data\": {");
+                cut(peer);
+            }
+            _ => peer.normal(request),
+        };
+        let service = Service::builder().on(Endpoint::Login, handler).start();
         let client = builder(&service.url()).retries(1).build().unwrap();
         assert_eq!(works(&client).attempts, 2);
         assert_eq!(service.count(Endpoint::Login), 2);

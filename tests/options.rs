@@ -231,6 +231,26 @@ fn a_bad_value_is_refused_at_once_and_the_error_names_the_option() {
 }
 
 #[test]
+fn a_value_that_is_too_long_for_a_header_is_refused() {
+    for (key, before) in [
+        ("header", "X-Long: "),
+        ("user_agent", ""),
+        ("app_id", ""),
+        ("base_url", "http://127.0.0.1/"),
+    ] {
+        let value = |bytes: usize| format!("{before}{}", "x".repeat(bytes));
+        Client::new().set(key, Some(&value(4 << 10))).unwrap();
+        for bytes in [9 << 10, 1 << 20] {
+            let words = assert_misuse(Client::new().set(key, Some(&value(bytes))), key);
+            assert!(words.len() < 1 << 10, "{key}: {} bytes", words.len());
+            let builder = Client::builder().option(key, &value(bytes));
+            assert_misuse(builder.build(), key);
+            assert_misuse(gptalk::set_default(key, Some(&value(bytes))), key);
+        }
+    }
+}
+
+#[test]
 fn an_unknown_option_is_refused_by_its_name() {
     for key in ["Model", "base-url", "timeout", "GPTALK_MODEL", "model "] {
         assert_misuse(Client::new().set(key, Some("1")), key);
@@ -563,6 +583,38 @@ fn a_services_error_does_not_show_a_key_of_a_header() {
         assert_eq!(service.count(endpoint), 2, "a retry is logged");
         assert!(shown.contains("503") && shown.contains("***"), "{shown}");
         assert!(!(builder + &shown).contains("SENTINEL"), "{shown}");
+    }
+}
+
+#[test]
+fn a_services_error_does_not_show_a_part_of_a_header_or_the_fingerprint() {
+    const FINGERPRINT: &str = "5e4711ef5e4711ef5e4711ef5e4711ef";
+    const SECRETS: [&str; 4] = ["AAAAAAAA", "BBBBBBBB", "CCCCCCCC", FINGERPRINT];
+    for endpoint in [Endpoint::Login, Endpoint::Text, Endpoint::Stream] {
+        for code in SECRETS {
+            let service = fresh().on(endpoint, move |_, peer| {
+                let words = format!("you are {}, aren't you?", SECRETS.join(" or "));
+                let body = json!({"code": code, "msg": words}).to_string();
+                let head = "HTTP/1.1 503 No\r\nretry-after-ms: 1\r\n";
+                peer.send(format!(
+                    "{head}content-length: {}\r\n\r\n{body}",
+                    body.len()
+                ));
+            });
+            let service = service.start();
+            let client = builder(&service)
+                .retries(1)
+                .header("Cookie", "sid=AAAAAAAA; b=BBBBBBBB")
+                .header("X-Session-Id", "CCCCCCCC")
+                .fingerprint(FINGERPRINT);
+            let builder = format!("{client:?}");
+            let shown = builder + &shown_by_a_failure(&client.build().unwrap());
+            assert_eq!(service.count(endpoint), 2, "a retry is logged");
+            assert!(shown.contains("aren't you?"), "{shown}");
+            for secret in SECRETS {
+                assert!(!shown.contains(secret), "{endpoint:?}, {secret}: {shown}");
+            }
+        }
     }
 }
 

@@ -513,6 +513,69 @@ static void outcome_of_failure(char **args)
     gptalk_client_free(client);
 }
 
+/* For a callback that sets a bad option of a client's, or of the process's, and then may cancel. */
+struct bad_setter {
+    gptalk_client *client;
+    int answer;
+};
+
+static int set_badly_in_callback(const char *text, size_t len, void *userdata)
+{
+    struct bad_setter *setter = userdata;
+    (void)text;
+    (void)len;
+    CHECK_STATUS(setter->client, gptalk_set(setter->client, "bogus", "1"), GPTALK_MISUSE);
+    CHECK(strstr(gptalk_get(setter->client, "error"), "bogus") != NULL);
+    return setter->answer;
+}
+
+/* "error" tells of the chat's end, not of an option that was refused before. */
+static void check_error_of_cancel(const gptalk_client *client)
+{
+    CHECK(gptalk_get(client, "error") != NULL);
+    CHECK(strstr(gptalk_get(client, "error"), "cancel") != NULL);
+    CHECK(strstr(gptalk_get(client, "error"), "bogus") == NULL);
+    CHECK_TEXT(gptalk_get(client, "error_code"), NULL);
+    CHECK_TEXT(gptalk_get(client, "text"), "You ");
+}
+
+static void refused_while_chatting(char **args)
+{
+    struct bad_setter setter;
+    setter.client = client_at(args[0]);
+    setter.answer = 1;
+    CHECK_STATUS(setter.client, gptalk_client_chat(setter.client, HI, set_badly_in_callback, &setter),
+                 GPTALK_CANCELLED);
+    check_error_of_cancel(setter.client);
+    setter.answer = 0;
+    CHECK_STATUS(setter.client, gptalk_client_chat(setter.client, HI, set_badly_in_callback, &setter), GPTALK_OK);
+    CHECK_TEXT(gptalk_get(setter.client, "error"), NULL);
+    CHECK_TEXT(gptalk_get(setter.client, "text"), SAID_HI);
+
+    /* In the pull form, between two pieces. */
+    CHECK_STATUS(setter.client, gptalk_start(setter.client, HI), GPTALK_OK);
+    CHECK_TEXT(gptalk_next(setter.client, NULL), "You ");
+    set_badly_in_callback("", 0, &setter);
+    CHECK_STATUS(setter.client, gptalk_finish(setter.client), GPTALK_CANCELLED);
+    check_error_of_cancel(setter.client);
+    CHECK_STATUS(setter.client, gptalk_start(setter.client, HI), GPTALK_OK);
+    while (gptalk_next(setter.client, NULL) != NULL)
+        set_badly_in_callback("", 0, &setter);
+    CHECK_STATUS(setter.client, gptalk_finish(setter.client), GPTALK_OK);
+    CHECK_TEXT(gptalk_get(setter.client, "error"), NULL);
+    gptalk_client_free(setter.client);
+
+    /* And in the one-liner. */
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    setter.client = NULL;
+    setter.answer = 1;
+    CHECK_STATUS(NULL, gptalk_chat(HI, set_badly_in_callback, &setter), GPTALK_CANCELLED);
+    check_error_of_cancel(NULL);
+    setter.answer = 0;
+    CHECK_STATUS(NULL, gptalk_chat(HI, set_badly_in_callback, &setter), GPTALK_OK);
+    CHECK_TEXT(gptalk_get(NULL, "error"), NULL);
+}
+
 /* The service cuts the reply after "Hel". */
 static void outcome_of_a_cut(char **args)
 {
@@ -887,6 +950,26 @@ static void freed_in_callback(char **args)
     CHECK_STATUS(client, gptalk_on(client, "tick", free_in_callback, &freed), GPTALK_OK);
     CHECK_STATUS(client, gptalk_start(client, HI), GPTALK_OK);
     CHECK_TEXT(gptalk_next(client, NULL), NULL);
+}
+
+/* Before the text comes, so that the piece would go with the client. For valgrind, too. */
+static void freed_while_pulling(char **args)
+{
+    static const char *const channels[] = {"log", "event"};
+    size_t i;
+    for (i = 0; i < COUNT(channels); i++) {
+        gptalk_client *client = client_at(args[0]);
+        struct freed freed;
+        size_t len = 99;
+        freed.heard = nothing_heard();
+        freed.client = client;
+        CHECK_STATUS(client, gptalk_on(client, channels[i], free_in_callback, &freed), GPTALK_OK);
+        CHECK_STATUS(client, gptalk_start(client, HI), GPTALK_OK);
+        CHECK(gptalk_next(client, &len) == NULL);
+        CHECK_INT(len, 0);
+        CHECK(freed.client == NULL);
+        CHECK(freed.heard.pieces > 0);
+    }
 }
 
 static int cancel_in_callback(const char *text, size_t len, void *client)
@@ -1297,6 +1380,7 @@ static const struct promise promises[] = {
     {"outcome_before", outcome_before},
     {"outcome_of_success", outcome_of_success},
     {"outcome_of_failure", outcome_of_failure},
+    {"refused_while_chatting", refused_while_chatting},
     {"outcome_of_a_cut", outcome_of_a_cut},
     {"push", push},
     {"names", names},
@@ -1309,6 +1393,7 @@ static const struct promise promises[] = {
     {"nested_one_liners", nested_one_liners},
     {"nested_in_login", nested_in_login},
     {"freed_in_callback", freed_in_callback},
+    {"freed_while_pulling", freed_while_pulling},
     {"cancelled_in_callback", cancelled_in_callback},
     {"cancel_from_thread", cancel_from_thread},
     {"cancel_while_another_logs_in", cancel_while_another_logs_in},

@@ -312,6 +312,7 @@ static void fork_while_chatting(char **args)
     child = fork();
     if (child == 0) {
         begin_child();
+        CHECK_INT(gptalk_cancel(NULL), 0); /* the one-liner runs in the parent */
         copy = gptalk_client_clone(client);
         check_chat(copy, SAID_HI);
         CHECK_STATUS(copy, gptalk_set(copy, "model", "m"), GPTALK_OK);
@@ -320,6 +321,7 @@ static void fork_while_chatting(char **args)
         check_chat(client_at(args[0]), SAID_HI);
         CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
         CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
+        CHECK_INT(gptalk_cancel(NULL), 0);
         _exit(0);
     }
     check_child(child);
@@ -378,6 +380,44 @@ static void fork_at_any_moment(char **args)
         pthread_join(chats[i], NULL);
     check_chat(client, SAID_HI);
     gptalk_client_free(client);
+}
+
+static void *set_on_and_on(void *begun)
+{
+    int i;
+    for (i = 0; !forked_enough; i++) {
+        CHECK_STATUS(NULL, gptalk_set(NULL, "model", i % 2 ? "one" : "another"), GPTALK_OK);
+        if (i == 0)
+            sem_post(begun);
+    }
+    return NULL;
+}
+
+/* Forks at any moment of another thread's gptalk_set(): the child has the options that were set before. */
+static void fork_while_setting(char **args)
+{
+    pthread_t setter;
+    int i;
+    sem_init(&begun, 0, 0);
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_INT(pthread_create(&setter, NULL, set_on_and_on, &begun), 0);
+    sem_wait(&begun);
+    for (i = 0; i < 60; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            begin_child();
+            CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+            CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
+            CHECK(strncmp(gptalk_get(NULL, "url"), args[0], strlen(args[0])) == 0);
+            CHECK_STATUS(NULL, gptalk_set(NULL, "model", "a third"), GPTALK_OK);
+            _exit(0);
+        }
+        check_child(child);
+    }
+    forked_enough = 1;
+    pthread_join(setter, NULL);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
 }
 
 /* ---- stacks, descriptors, locales ---- */
@@ -559,6 +599,7 @@ static const struct promise promises[] = {
     {"fork_inside_a_chat", fork_inside_a_chat},
     {"fork_while_chatting", fork_while_chatting},
     {"fork_at_any_moment", fork_at_any_moment},
+    {"fork_while_setting", fork_while_setting},
     {"small_stack", small_stack},
     {"closed_descriptors", closed_descriptors},
     {"no_descriptors_left", no_descriptors_left},
