@@ -175,6 +175,7 @@ fn next(
             identity: identity.clone(),
             token_id: token.id,
             token: token.value.clone(),
+            newest: LAST_ID.load(Ordering::Relaxed),
             settled: false,
         }));
     }
@@ -237,6 +238,7 @@ impl Login {
             identity: self.identity.clone(),
             token_id,
             token: value,
+            newest: token_id,
             settled: false,
         }
     }
@@ -283,6 +285,8 @@ pub(crate) struct Lease {
     identity: Arc<Identity>,
     token_id: u64,
     token: Arc<str>,
+    /// The number of the newest token when the lease was taken.
+    newest: u64,
     settled: bool,
 }
 
@@ -307,10 +311,11 @@ impl Lease {
     }
 
     /// The service refused the token: nobody is to use it again. The number of the newest token
-    /// that may have been refused with it.
+    /// when the lease was taken: those up to it may be refused for the same reason, while a later
+    /// one may be another chat's new login.
     pub fn refused(mut self) -> u64 {
         self.settle(|entry, at| drop(entry.tokens.swap_remove(at)));
-        LAST_ID.load(Ordering::Relaxed)
+        self.newest
     }
 
     fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {
