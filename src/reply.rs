@@ -41,6 +41,38 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// How many tokens the request had.
+    pub fn prompt_tokens(&self) -> Option<u64> {
+        self.count(&["prompt_tokens"])
+    }
+
+    /// How many tokens the reply had, its reasoning included.
+    pub fn completion_tokens(&self) -> Option<u64> {
+        self.count(&["completion_tokens"])
+    }
+
+    /// Both together.
+    pub fn total_tokens(&self) -> Option<u64> {
+        self.count(&["total_tokens"])
+    }
+
+    /// How many of the reply's tokens were thoughts.
+    pub fn reasoning_tokens(&self) -> Option<u64> {
+        self.count(&["completion_tokens_details", "reasoning_tokens"])
+    }
+
+    /// How many of the request's tokens the service had in its cache.
+    pub fn cached_tokens(&self) -> Option<u64> {
+        self.count(&["prompt_tokens_details", "cached_tokens"])
+    }
+
+    fn count(&self, path: &[&str]) -> Option<u64> {
+        let usage = self.usage.as_ref()?;
+        path.iter()
+            .try_fold(usage, |value, name| value.get(name))?
+            .as_u64()
+    }
+
     /// The assistant's message as JSON, ready to be pushed on the conversation.
     pub fn message(&self) -> Value {
         json!({"role": "assistant", "content": self.text})

@@ -49,13 +49,7 @@ impl Facts<'_> {
     pub fn number(&self, key: &str) -> Option<i64> {
         let reply = self.reply;
         let ms = |time: std::time::Duration| time.as_millis() as i64;
-        // The names of the counts differ between services' dialects; these are the usual ones.
-        let count = |path: &[&str]| {
-            let usage = reply.usage.as_ref()?;
-            path.iter()
-                .try_fold(usage, |value, name| value.get(name))?
-                .as_i64()
-        };
+        let count = |tokens: Option<u64>| tokens.and_then(|n| i64::try_from(n).ok());
         if !self.begun {
             return None;
         }
@@ -64,11 +58,11 @@ impl Facts<'_> {
             "retry_after_ms" => self.error.and_then(Error::retry_after).map(ms),
             "retryable" => Some(self.error.is_some_and(Error::is_retryable).into()),
             "attempts" => Some(reply.attempts.into()),
-            "prompt_tokens" => count(&["prompt_tokens"]),
-            "completion_tokens" => count(&["completion_tokens"]),
-            "total_tokens" => count(&["total_tokens"]),
-            "reasoning_tokens" => count(&["completion_tokens_details", "reasoning_tokens"]),
-            "cached_tokens" => count(&["prompt_tokens_details", "cached_tokens"]),
+            "prompt_tokens" => count(reply.prompt_tokens()),
+            "completion_tokens" => count(reply.completion_tokens()),
+            "total_tokens" => count(reply.total_tokens()),
+            "reasoning_tokens" => count(reply.reasoning_tokens()),
+            "cached_tokens" => count(reply.cached_tokens()),
             "text_len" => Some(reply.text.len() as i64),
             "pieces" => Some(reply.pieces as i64),
             "first_text_ms" => reply.first_text.map(ms),

@@ -1,6 +1,6 @@
 //! An answer's body: where it ends (RFC 9112, section 6), and its bytes in place.
 //!
-//! ureq's own reader would copy each piece once more, refuse chunk extensions of over 20 bytes,
+//! The HTTP library's own reader would copy each piece once more, refuse chunk extensions of over 20 bytes,
 //! and take a reset for the end of a body that the connection's close delimits.
 
 use std::sync::Arc;

@@ -54,7 +54,7 @@ struct Talk {
     connection: Connection,
     /// When the last byte of the request was sent, or the talk began.
     since: Instant,
-    /// There is something new for ureq to read.
+    /// There is something new to be read of the header.
     due: bool,
     /// How much of the input has been searched for the header's end.
     searched: usize,
@@ -184,7 +184,7 @@ impl Exchange {
             true => head.has("connection", "keep-alive"),
             false => !head.has("connection", "close"),
         };
-        // ureq has checked that the lengths are numbers and agree.
+        // It is checked already that the lengths are numbers and agree.
         let length = head
             .get("content-length")
             .and_then(|value| value.split(',').next());
@@ -220,7 +220,7 @@ impl Talk {
         }
     }
 
-    /// Bytes arrived. The first ones are for ureq at once, so that garbage is told early; then
+    /// Bytes arrived. The first ones are parsed at once, so that garbage is told early; then
     /// it waits for the whole header, so that a header in drops is not parsed at every drop.
     fn look(&mut self) {
         let wire = &mut self.connection.wire;

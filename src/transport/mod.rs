@@ -11,7 +11,7 @@
 //! phase alike, on its own thread, with no lock held and with nothing of ours on the stack but
 //! the caller's loop. An interrupted system call is a step that brought nothing.
 //!
-//! The file `http` alone names ureq, `tls` alone makes TLS configurations.
+//! The file `http` alone names the HTTP library, `tls` alone makes TLS configurations.
 
 mod body;
 mod connect;

@@ -133,7 +133,7 @@ pub(super) struct Wire {
     /// The request, as far as it is not sent: `output[sent..]`.
     pub output: Vec<u8>,
     pub sent: usize,
-    /// Where ureq writes, before it is queued as output.
+    /// Where the request is written, before it is queued as output.
     pub scratch: Vec<u8>,
     /// Served another request before: a death now may be the end of its idle time.
     pub reused: bool,
@@ -147,9 +147,9 @@ pub(super) struct Progress {
     pub queued: bool,
     /// A byte of the answer has come.
     pub answered: bool,
-    /// Bytes of headers that ureq has read, informational ones (1xx) included.
+    /// Bytes of headers that have been read, informational ones (1xx) included.
     pub skipped: usize,
-    /// How the connection ended while ureq was reading.
+    /// How the connection ended while the header was read.
     pub over: Option<Pump>,
 }
 
