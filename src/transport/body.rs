@@ -1,7 +1,7 @@
 //! An answer's body: where it ends (RFC 9112, section 6), and its bytes in place.
 //!
-//! The HTTP library's own reader would copy each piece once more, refuse chunk extensions of over 20 bytes,
-//! and take a reset for the end of a body that the connection's close delimits.
+//! The HTTP library's own reader would copy each piece once more, refuse chunk extensions of over
+//! 20 bytes, and take a reset for the end of a body that the connection's close delimits.
 
 use std::sync::Arc;
 use std::time::Instant;
