@@ -81,6 +81,11 @@ impl Running {
         }
     }
 
+    /// Cancels this chat, and the others that run behind the same gate.
+    pub fn handle(&self) -> CancelHandle {
+        CancelHandle(self.gate.clone())
+    }
+
     pub fn is_cancelled(&self) -> bool {
         cancels(self.gate.state.load(Ordering::Acquire)) != self.cancels
     }

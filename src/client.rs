@@ -148,14 +148,8 @@ impl Client {
             moment: unix_now(),
         };
         let chat = gptalk::Chat::new(setting, &conversation)?;
-        let end = total.map(|(end, _)| end);
-        Ok(Stream::new(
-            chat,
-            config.clone(),
-            self.gate.clone(),
-            started,
-            end,
-        ))
+        let gate = self.gate.clone();
+        Ok(Stream::new(chat, config.clone(), gate, started))
     }
 
     /// Cancels the chats that run on this client, from any thread.

@@ -71,6 +71,7 @@ pub(crate) struct CaFile {
 pub(crate) struct Options {
     protocol: Option<Protocol>,
     base_url: Option<Url>,
+    /// For `openai`, like `max_tokens`: checked and kept, and used by no protocol that is built.
     api_key: Option<String>,
     model: Option<String>,
     temperature: Option<Number>,

@@ -47,7 +47,6 @@ pub enum Event<'a> {
 pub struct Stream {
     chat: gptalk::Chat,
     config: Arc<Config>,
-    gate: Arc<Gate>,
     running: Running,
     out: Out,
     /// What the last call handed out; cleared at the next.
@@ -55,7 +54,6 @@ pub struct Stream {
     phase: Phase,
     started: Instant,
     last_tick: Instant,
-    total: Option<Instant>,
     outcome: Option<Error>,
     /// The iterator has reported the error.
     reported: bool,
@@ -86,7 +84,6 @@ impl Stream {
         config: Arc<Config>,
         gate: Arc<Gate>,
         started: Instant,
-        total: Option<Instant>,
     ) -> Stream {
         let mut out = Out::default();
         out.reply.attempts = 1;
@@ -94,14 +91,12 @@ impl Stream {
         Stream {
             chat,
             config,
-            running: Running::new(gate.clone()),
-            gate,
+            running: Running::new(gate),
             out,
             shown: Shown::Nothing,
             phase: Phase::Running,
             started,
             last_tick: started,
-            total,
             outcome: None,
             reported: false,
         }
@@ -121,7 +116,7 @@ impl Stream {
 
     /// Cancels this chat, and the others that run on the same client.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle(self.gate.clone())
+        self.running.handle()
     }
 
     /// The reply so far; whole when [`next_event`](Stream::next_event) has returned `None`.
@@ -271,7 +266,8 @@ impl Stream {
         }
         let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
         let until = Instant::now() + wait;
-        if self.total.is_some_and(|total| until >= total) {
+        let is_too_late = |limit| until >= self.started + limit;
+        if self.config.timeout.is_some_and(is_too_late) {
             return Phase::Ending(Err(error));
         }
         self.out.note(|| {

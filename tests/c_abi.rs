@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
 use gptalk_service::{Builder, Endpoint, Peer, Service};
@@ -91,6 +91,11 @@ fn on_process() -> &'static Path {
             compiler("cc", &["-std=c99", "tests/c/process.c"]),
         )
     })
+}
+
+fn on_clock() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| compile_shared("clock", compiler("cc", &["-std=c99", "tests/c/clock.c"])))
 }
 
 /// None where there is no C++ compiler.
@@ -805,6 +810,68 @@ fn a_fork_at_any_moment_leaves_the_options_whole() {
     assert_nothing_refused(&service);
     // Of each child, and of the parent at last.
     assert_eq!(service.count(Endpoint::Text), 61);
+}
+
+/// The service, whatever the date in a request's header.
+fn undated(service: Builder) -> Builder {
+    let expires_at = unix_now() + 60 * 60;
+    service
+        .on(Endpoint::Login, move |_, peer| {
+            let token = format!("token-{}", peer.nth());
+            let data = format!(r#"{{"token": "{token}", "expires_at": {expires_at}}}"#);
+            peer.respond(200, "application/json", format!(r#"{{"data": {data}}}"#));
+        })
+        .on(Endpoint::Text, |_, peer| {
+            peer.respond(200, "application/json", r#"{"data": {"token": "stream"}}"#);
+        })
+        .on(Endpoint::Stream, |_, peer| {
+            let lines = ["You ", "You said: ", "You said: Hi"]
+                .map(|content| format!("data: {{\"content\": \"{content}\"}}\n\n"))
+                .concat();
+            let body = format!("{lines}data: [DONE]\n\n");
+            peer.respond(200, "text/event-stream", body);
+        })
+}
+
+fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("a date after 1970").as_secs()
+}
+
+#[test]
+fn a_clock_that_jumps_costs_a_login_and_no_more() {
+    let service = undated(Service::builder()).start();
+    succeeds_silently(promise(on_clock(), "jumps", &[&service.url()]));
+    let bearer: Vec<_> = service
+        .requests()
+        .iter()
+        .filter_map(|request| request.header("authorization").map(str::to_owned))
+        .collect();
+    assert_eq!(
+        bearer,
+        [0, 0, 1, 1].map(|n| format!("Bearer token-{n}")),
+        "the new token is good at the earlier date too"
+    );
+}
+
+#[test]
+fn a_panic_is_an_internal_error_and_leaves_everything_usable() {
+    let silent = Service::builder()
+        .on(Endpoint::Stream, |_, peer| {
+            send_hel(peer);
+            peer.stall();
+        })
+        .start();
+    let service = Service::start();
+    let done = run(promise(
+        on_clock(),
+        "panics",
+        &[&silent.url(), &service.url()],
+    ));
+    assert!(done.status.success(), "{}\n{}", done.status, done.err);
+    // The report that the header speaks of.
+    assert_eq!(done.err.matches("panicked at").count(), 4, "{}", done.err);
+    assert!(silent.wait_until(|silent| silent.open_connections() == 0));
 }
 
 #[test]
