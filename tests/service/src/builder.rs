@@ -18,6 +18,7 @@ pub struct Builder {
     pub(crate) uses: u32,
     pub(crate) expires_in: i64,
     pub(crate) login_data: Option<Value>,
+    pub(crate) api_key: Option<String>,
     pub(crate) reply: Reply,
     pub(crate) handlers: HashMap<Endpoint, Handler>,
     pub(crate) on_connect: Option<Greeter>,
@@ -32,6 +33,7 @@ impl Builder {
             uses: 5,
             expires_in: 3600,
             login_data: None,
+            api_key: None,
             reply: Box::new(|prompt| format!("You said: {prompt}")),
             handlers: HashMap::new(),
             on_connect: None,
@@ -75,6 +77,13 @@ impl Builder {
     /// `expires_at` it gives, the service itself lets the token live on.
     pub fn login_data(mut self, data: Value) -> Builder {
         self.login_data = Some(data);
+        self
+    }
+
+    /// The key that the OpenAI-compatible endpoint asks for. Defaults to none: any key, or none,
+    /// will do.
+    pub fn api_key(mut self, key: &str) -> Builder {
+        self.api_key = Some(key.to_owned());
         self
     }
 

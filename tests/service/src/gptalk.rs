@@ -1,26 +1,17 @@
-//! The protocol: what the service answers when left to itself, and what it refuses.
+//! The GPTalk protocol: what the service answers when left to itself, and what it refuses.
 
-use crate::{Endpoint, Peer, Request, Shared, State};
+use crate::check::{Checked, Refusal, check, check_absent, check_header, check_http, sole_header};
+use crate::{Endpoint, Peer, Request, Shared, State, now, unique};
 use serde_json::{Value, json};
-use std::hash::{BuildHasher, RandomState};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many seconds a client's clock may be off.
 const CLOCK_SKEW: i64 = 300;
-
-/// Where words are not paced, so many bytes of them make a chunk.
-const CHUNK: usize = 64 * 1024;
 
 /// What is known of a login token.
 pub(crate) struct Login {
     expires_at: i64,
     uses_left: u32,
 }
-
-/// Why a request is refused: the status, and the reason in words.
-struct Refusal(u16, String);
-
-type Checked<T = ()> = Result<T, Refusal>;
 
 /// Answers a request.
 pub(crate) fn answer(request: &Request, peer: &mut Peer) {
@@ -32,25 +23,21 @@ pub(crate) fn answer(request: &Request, peer: &mut Peer) {
             Ok(prompt) => return send_reply(&prompt, peer),
             Err(refusal) => Err(refusal),
         },
-        Endpoint::Other => Err(Refusal(404, "no such path".into())),
+        _ => Err(Refusal(404, "no such path".into())),
     };
     match data {
         Ok(data) => {
             let body = json!({"code": 0, "data": data, "msg": "ok"});
             peer.respond(200, "application/json", body.to_string());
         }
-        Err(Refusal(status, why)) => refuse(peer, request.endpoint.name(), status, &why),
+        Err(refusal) => refuse(peer, request.endpoint.name(), &refusal),
     }
 }
 
-/// Says no, and puts on record why.
-pub(crate) fn refuse(peer: &mut Peer, what: &str, status: u16, why: &str) {
-    if status != 401 {
-        let refusal = format!("{what}: {why}");
-        peer.shared.lock().refusals.push(refusal);
-    }
-    let body = json!({"code": status, "msg": why});
-    peer.respond(status, "application/json", body.to_string());
+/// Says no, the way this protocol does.
+pub(crate) fn refuse(peer: &mut Peer, what: &str, refusal: &Refusal) {
+    let Refusal(status, why) = refusal;
+    peer.refuse(what, refusal, &json!({"code": status, "msg": why}));
 }
 
 /// Checks a login and makes the `data` of its answer.
@@ -168,89 +155,32 @@ fn stream(request: &Request, shared: &Shared) -> Checked<String> {
 
 /// Sends the reply to a prompt: a line a word, each with the whole reply so far.
 fn send_reply(prompt: &str, peer: &mut Peer) {
-    let pace = peer.shared.plan.pace;
     let reply = (peer.shared.plan.reply)(prompt);
-    let mut lines = String::new();
     let mut end = 0;
-    peer.sse_head();
-    for word in reply.split_inclusive(char::is_whitespace) {
-        if (end > 0 && !pace.is_zero()) || lines.len() > CHUNK {
-            peer.chunk(std::mem::take(&mut lines));
-            peer.pause(pace);
-        }
-        if !peer.is_open() {
-            return;
-        }
+    let lines = reply.split_inclusive(char::is_whitespace).map(|word| {
         end += word.len();
-        lines += &format!("data: {}\n\n", json!({"content": reply[..end]}));
-    }
-    lines += "data: [DONE]\n\n";
-    peer.chunk(lines);
-    peer.last_chunk();
+        json!({"content": reply[..end]})
+    });
+    peer.send_events(&[], lines, &[]);
 }
 
 /// Checks what is asked of every request.
 fn check_request(request: &Request, shared: &Shared, method: &str) -> Checked {
-    check(
-        request.method == method,
-        &format!("the method is not {method}"),
-    )?;
+    check_http(request, shared, method)?;
     let host = sole_header(request, "host")?;
-    let port = shared.port;
-    check(
-        host == format!("127.0.0.1:{port}") || host == format!("localhost:{port}"),
-        &format!("host is {host:?}, not the service's"),
-    )?;
     check_header(request, "origin", &format!("http://{host}"))?;
     check_header(request, "accept", "*/*")?;
-    check_header(request, "content-type", "application/json")?;
     check_header(request, "x-auth-openid", "")?;
     check_header(request, "x-auth-platform", "")?;
-    for name in ["user-agent", "x-auth-appid"] {
-        let value = sole_header(request, name)?;
-        check(!value.is_empty(), &format!("{name} is empty"))?;
-    }
+    let app_id = sole_header(request, "x-auth-appid")?;
+    check(!app_id.is_empty(), "x-auth-appid is empty")?;
     let timestamp = sole_header(request, "x-auth-timestamp")?;
     check(
         timestamp
             .parse()
             .is_ok_and(|t: i64| now().abs_diff(t) <= CLOCK_SKEW.unsigned_abs()),
         &format!("x-auth-timestamp is {timestamp:?}, not now"),
-    )?;
-    check(
-        request.headers("accept-encoding").all(|v| v == "identity"),
-        "accept-encoding is not identity",
     )
-}
-
-/// Checks that a header is there once, with that value.
-fn check_header(request: &Request, name: &str, value: &str) -> Checked {
-    let is = sole_header(request, name)?;
-    check(is == value, &format!("{name} is {is:?}, not {value:?}"))
-}
-
-/// Checks that a header is not there.
-fn check_absent(request: &Request, name: &str) -> Checked {
-    let absent = request.header(name).is_none();
-    check(absent, &format!("{name} is not for this request"))
-}
-
-/// The value of a header that must be there once.
-fn sole_header<'a>(request: &'a Request, name: &str) -> Checked<&'a str> {
-    let mut values = request.headers(name);
-    let value = values
-        .next()
-        .ok_or_else(|| Refusal(400, format!("{name} is missing")))?;
-    check(values.next().is_none(), &format!("{name} is given twice"))?;
-    Ok(value)
-}
-
-fn check(holds: bool, otherwise: &str) -> Checked {
-    if holds {
-        Ok(())
-    } else {
-        Err(Refusal(400, otherwise.to_owned()))
-    }
 }
 
 /// Decodes what may hold, undisguised, only letters, digits and `-._~`.
@@ -274,16 +204,4 @@ fn percent_decode(text: &str) -> Option<String> {
 
 fn is_lower_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
-}
-
-/// Sixteen hex digits that no other call returns, nor one in another service.
-fn unique() -> String {
-    // Each RandomState has keys of its own.
-    format!("{:016x}", RandomState::new().hash_one(()))
-}
-
-/// The time in Unix seconds.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }

@@ -14,6 +14,8 @@ pub enum Endpoint {
     Text,
     /// `/api/chatgpt/chatapi/stream`
     Stream,
+    /// `/v1/chat/completions`
+    Chat,
     /// Any other path.
     Other,
 }
@@ -26,6 +28,7 @@ impl Endpoint {
             Some("/api/chatgpt/user/login") => Endpoint::Login,
             Some("/api/chatgpt/chatapi/text") => Endpoint::Text,
             Some("/api/chatgpt/chatapi/stream") => Endpoint::Stream,
+            Some("/v1/chat/completions") => Endpoint::Chat,
             _ => Endpoint::Other,
         }
     }
@@ -36,6 +39,7 @@ impl Endpoint {
             Endpoint::Login => "login",
             Endpoint::Text => "text",
             Endpoint::Stream => "stream",
+            Endpoint::Chat => "chat",
             Endpoint::Other => "other",
         }
     }

@@ -1,8 +1,9 @@
-//! A small, strict GPTalk service on loopback, for examples, tests and benches.
+//! A small, strict chat service on loopback, for examples, tests and benches.
 //!
-//! Started as it is, it answers like the real service would, and refuses with a 400 whatever
-//! the protocol does not allow; [`Service::refusals`] says why. A test that wants something to go
-//! wrong overrides one endpoint with [`Builder::on`] and has the connection in hand as a [`Peer`]:
+//! It speaks two protocols, on one port: GPTalk's, and OpenAI's chat completions. Started as it is,
+//! it answers like the real services would, and refuses with a 400 whatever the protocol does not
+//! allow; [`Service::refusals`] says why. A test that wants something to go wrong overrides one
+//! endpoint with [`Builder::on`] and has the connection in hand as a [`Peer`]:
 //!
 //! ```
 //! use gptalk_service::{Endpoint, Service};
@@ -20,8 +21,10 @@
 //! One thread accepts, and one serves each connection; everything blocks.
 
 mod builder;
+mod check;
 mod gptalk;
 mod http;
+mod openai;
 mod peer;
 #[cfg(test)]
 mod tests;
@@ -31,10 +34,11 @@ pub use http::{Endpoint, Request};
 pub use peer::Peer;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long [`Service::wait_until`] waits.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -140,7 +144,8 @@ impl Service {
 
     /// What clients did wrong, for example `text: x-auth-appid is missing`.
     ///
-    /// A 401 is not among them: when a login ends is the service's to say, not a client's mistake.
+    /// A 401 is not among them: whose login or key is good is the service's to say, and no mistake
+    /// of a client's.
     pub fn refusals(&self) -> Vec<String> {
         self.shared.lock().refusals.clone()
     }
@@ -255,4 +260,16 @@ impl Shared {
         }
         self.stopped.notify_all();
     }
+}
+
+/// Sixteen hex digits that no other call returns, nor one in another service.
+fn unique() -> String {
+    // Each RandomState has keys of its own.
+    format!("{:016x}", RandomState::new().hash_one(()))
+}
+
+/// The time in Unix seconds.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }

@@ -4,7 +4,8 @@
 //! cargo run -p gptalk-service -- --port 8080 --pace-ms 100
 //! ```
 //!
-//! The first line on stdout is its URL. It serves until it is killed.
+//! The first line on stdout is its URL, the same for both protocols; with `--api-key KEY`, the
+//! OpenAI-compatible one asks for that key. It serves until it is killed.
 
 use gptalk_service::{Builder, Service};
 use std::io::Write;
@@ -16,7 +17,7 @@ const PACE: Duration = Duration::from_millis(40);
 
 fn main() -> ExitCode {
     let Some(builder) = configure(std::env::args().skip(1)) else {
-        eprintln!("usage: gptalk-service [--port N] [--pace-ms N]");
+        eprintln!("usage: gptalk-service [--port N] [--pace-ms N] [--api-key KEY]");
         return ExitCode::from(2);
     };
     let service = builder.start();
@@ -25,6 +26,8 @@ fn main() -> ExitCode {
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "{url}").and_then(|()| stdout.flush());
     eprintln!("export GPTALK_BASE_URL={url}");
+    eprintln!("or, for the OpenAI-compatible protocol:");
+    eprintln!("export GPTALK_BASE_URL={url} GPTALK_PROTOCOL=openai");
     loop {
         std::thread::park();
     }
@@ -38,6 +41,7 @@ fn configure(mut args: impl Iterator<Item = String>) -> Option<Builder> {
         builder = match name.as_str() {
             "--port" => builder.port(value.parse().ok()?),
             "--pace-ms" => builder.pace(Duration::from_millis(value.parse().ok()?)),
+            "--api-key" => builder.api_key(&value),
             _ => return None,
         };
     }

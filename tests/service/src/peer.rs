@@ -1,9 +1,12 @@
 //! The client's side of a connection.
 
+use crate::check::Refusal;
 use crate::http::HEAD_LIMIT;
-use crate::{Request, Shared, gptalk};
+use crate::{Endpoint, Request, Shared, gptalk, openai};
+use serde_json::Value;
 use socket2::SockRef;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
@@ -11,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// What lies between the writes of [`Peer::send_split`]: time enough for the first to be read.
 const SPLIT: Duration = Duration::from_millis(5);
+
+/// Where events are not paced, so many bytes of them make a chunk.
+const CHUNK: usize = 64 * 1024;
 
 /// The client's side of a connection, in the hands of a handler.
 ///
@@ -24,6 +30,8 @@ pub struct Peer {
     /// What was read of the requests to come.
     buffer: Vec<u8>,
     nth: usize,
+    /// Header lines that the next answer is to have, each with its CRLF.
+    headers: String,
 }
 
 impl Peer {
@@ -44,6 +52,7 @@ impl Peer {
             stream: Some(stream),
             buffer: Vec::new(),
             nth: connection,
+            headers: String::new(),
         }
     }
 
@@ -53,20 +62,29 @@ impl Peer {
         self.nth
     }
 
+    /// Adds a header to the next answer that [`Peer::respond`] or [`Peer::sse_head`] begins.
+    pub fn header(&mut self, name: &str, value: &str) {
+        self.headers += &format!("{name}: {value}\r\n");
+    }
+
     /// Sends a whole answer. The connection stays open.
     pub fn respond(&mut self, status: u16, content_type: &str, body: impl AsRef<[u8]>) {
         let body = body.as_ref();
         let reason = if status == 200 { "OK" } else { "Not OK" };
+        let (length, headers) = (body.len(), mem::take(&mut self.headers));
         let head = format!(
-            "HTTP/1.1 {status} {reason}\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
-            body.len()
+            "HTTP/1.1 {status} {reason}\r\ncontent-type: {content_type}\r\n\
+             content-length: {length}\r\n{headers}\r\n"
         );
         self.send([head.as_bytes(), body].concat());
     }
 
     /// Sends the answer that the service gives when left to itself.
     pub fn normal(&mut self, request: &Request) {
-        gptalk::answer(request, self);
+        match request.endpoint {
+            Endpoint::Chat => openai::answer(request, self),
+            _ => gptalk::answer(request, self),
+        }
     }
 
     /// Sends raw bytes, at once.
@@ -96,9 +114,11 @@ impl Peer {
 
     /// Sends the head of a stream of events; [`Peer::chunk`] is to follow.
     pub fn sse_head(&mut self) {
-        self.send(
-            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
-        );
+        let headers = mem::take(&mut self.headers);
+        self.send(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+             transfer-encoding: chunked\r\n{headers}\r\n"
+        ));
     }
 
     /// Sends an HTTP chunk; an empty one is not sent, as it would be the last.
@@ -171,9 +191,41 @@ impl Peer {
         self.end();
     }
 
-    /// Whether the connection has not ended yet.
-    pub(crate) fn is_open(&self) -> bool {
-        self.stream.is_some()
+    /// Says no with that body, and puts on record why; a 401 is not for the record.
+    pub(crate) fn refuse(&mut self, what: &str, refusal: &Refusal, body: &Value) {
+        let Refusal(status, why) = refusal;
+        if *status != 401 {
+            self.shared.lock().refusals.push(format!("{what}: {why}"));
+        }
+        self.respond(*status, "application/json", body.to_string());
+    }
+
+    /// Sends a whole stream of events, with a pause between two `words`; what is `first` comes with
+    /// the first of them, what is `last` and `[DONE]` with the last.
+    pub(crate) fn send_events(
+        &mut self,
+        first: &[Value],
+        words: impl Iterator<Item = Value>,
+        last: &[Value],
+    ) {
+        let pace = self.shared.plan.pace;
+        let line = |event: &Value| format!("data: {event}\n\n");
+        let mut lines: String = first.iter().map(line).collect();
+        self.sse_head();
+        for (n, word) in words.enumerate() {
+            if (n > 0 && !pace.is_zero()) || lines.len() > CHUNK {
+                self.chunk(mem::take(&mut lines));
+                self.pause(pace);
+            }
+            if self.stream.is_none() {
+                return;
+            }
+            lines += &line(&word);
+        }
+        lines.extend(last.iter().map(line));
+        lines += "data: [DONE]\n\n";
+        self.chunk(lines);
+        self.last_chunk();
     }
 
     /// The next request, put on record; None once the connection has ended.
@@ -182,7 +234,7 @@ impl Peer {
             Ok(Ok(request)) => Arc::new(request),
             Ok(Err(why)) => {
                 // Where the next request begins is anyone's guess now, so there is none.
-                gptalk::refuse(self, "http", 400, &why);
+                gptalk::refuse(self, "http", &Refusal(400, why));
                 self.close();
                 return None;
             }
@@ -223,7 +275,7 @@ impl Peer {
             self.fill()?;
         }
         let rest = self.buffer.split_off(length);
-        request.body = std::mem::replace(&mut self.buffer, rest);
+        request.body = mem::replace(&mut self.buffer, rest);
         Ok(Ok(request))
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 const LOGIN: &str = "POST /api/chatgpt/user/login";
 const TEXT: &str = "POST /api/chatgpt/chatapi/text";
 const STREAM: &str = "GET /api/chatgpt/chatapi/stream";
+const CHAT: &str = "POST /v1/chat/completions";
 
 fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(("127.0.0.1", service.port())).unwrap()
@@ -28,14 +29,20 @@ fn request(service: &Service, what: &str, more: &str, body: &str) -> String {
     )
 }
 
-/// The status and the body of the answer to a request.
-fn exchange(service: &Service, request: &str) -> (u16, String) {
+/// The head and the body of the answer to a request.
+fn answer(service: &Service, request: &str) -> (String, String) {
     let mut stream = connect(service);
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), body.to_owned())
+    (head.to_owned(), body.to_owned())
+}
+
+/// The status and the body of the answer to a request.
+fn exchange(service: &Service, request: &str) -> (u16, String) {
+    let (head, body) = answer(service, request);
+    (head[9..12].parse().unwrap(), body)
 }
 
 /// Logs in; the header to be had for it.
@@ -109,6 +116,318 @@ fn the_sixth_use_and_a_revoked_login() {
     let login = log_in(&service);
     service.revoke_logins();
     assert_eq!(exchange(&service, &text(&service, &login)).0, 401);
+    assert!(service.refusals().is_empty());
+}
+
+/// A request for a completion as it should be; `more` header lines end in CRLF.
+fn chat(service: &Service, more: &str, body: &Value) -> String {
+    let (port, body) = (service.port(), body.to_string());
+    let length = body.len();
+    format!(
+        "{CHAT} HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json\r\n\
+         User-Agent: test\r\nConnection: close\r\nContent-Length: {length}\r\n{more}\r\n{body}"
+    )
+}
+
+/// The completion that answers a body.
+fn complete(service: &Service, body: &Value) -> Value {
+    let (status, answer) = exchange(service, &chat(service, "", body));
+    assert_eq!(status, 200, "{answer}");
+    serde_json::from_str(&answer).unwrap()
+}
+
+/// The events that answer a body, up to `[DONE]`.
+fn stream(service: &Service, mut body: Value) -> Vec<Value> {
+    body["stream"] = json!(true);
+    let (status, answer) = exchange(service, &chat(service, "", &body));
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"));
+    let data = answer.lines().filter_map(|l| l.strip_prefix("data: "));
+    let events = data.take_while(|data| *data != "[DONE]");
+    events.map(|e| serde_json::from_str(e).unwrap()).collect()
+}
+
+fn user(content: impl Into<Value>) -> Value {
+    json!({"role": "user", "content": content.into()})
+}
+
+/// An assistant's message that calls a function.
+fn caller(id: &str) -> Value {
+    let call = json!({"id": id, "type": "function", "function": {"name": "weather"}});
+    json!({"role": "assistant", "content": null, "tool_calls": [call]})
+}
+
+#[test]
+fn a_completion_whole_and_as_a_stream() {
+    let service = Service::builder().pace(Duration::from_millis(1)).start();
+    let mut body = json!({"messages": [{"role": "system", "content": "Be kind"}, user("Hi you")]});
+    let (head, _) = answer(&service, &chat(&service, "", &body));
+    assert!(head.contains("\r\nx-request-id: req_"), "{head}");
+    let whole = complete(&service, &body);
+    assert!(whole["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(whole["object"], "chat.completion");
+    assert!(whole["created"].is_u64());
+    assert_eq!(whole["model"], "built-in");
+    let message = json!({"role": "assistant", "content": "You said: Hi you"});
+    let choice = json!({"index": 0, "message": message, "finish_reason": "stop"});
+    assert_eq!(whole["choices"], json!([choice]));
+    let usage = json!({"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8});
+    assert_eq!(whole["usage"], usage);
+
+    body["model"] = json!("mine");
+    let choice =
+        |delta, finish| json!([{"index": 0, "delta": delta, "finish_reason": finish as Value}]);
+    let choices = [
+        choice(json!({"role": "assistant", "content": ""}), Value::Null),
+        choice(json!({"content": "You "}), Value::Null),
+        choice(json!({"content": "said: "}), Value::Null),
+        choice(json!({"content": "Hi "}), Value::Null),
+        choice(json!({"content": "you"}), Value::Null),
+        choice(json!({}), json!("stop")),
+    ];
+    let events = stream(&service, body.clone());
+    assert_eq!(events.len(), choices.len());
+    for (event, choice) in events.iter().zip(&choices) {
+        assert_eq!(event["choices"], *choice);
+        assert_eq!(event["id"], events[0]["id"]);
+        assert_eq!(event["object"], "chat.completion.chunk");
+        assert_eq!(event["model"], "mine");
+        assert_eq!(event.get("usage"), None);
+    }
+
+    body["stream_options"] = json!({"include_usage": true});
+    let events = stream(&service, body.clone());
+    let (last, others) = events.split_last().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"], usage);
+    assert_eq!(others.len(), choices.len());
+    assert!(others.iter().all(|e| e.get("usage") == Some(&Value::Null)));
+
+    // A paced word comes in an HTTP chunk of its own.
+    body["stream"] = json!(true);
+    let (_, answer) = answer(&service, &chat(&service, "", &body));
+    assert_eq!(answer.matches("\n\n\r\n").count(), 4);
+    assert!(service.refusals().is_empty());
+    assert_eq!(service.count(Endpoint::Chat), 5);
+}
+
+#[test]
+fn a_completion_of_parts_and_a_cut_one() {
+    let service = Service::start();
+    let image = json!({"type": "image_url", "image_url": {"url": "data:,"}});
+    let parts = json!([{"type": "text", "text": "See"}, image, {"type": "text", "text": "it"}]);
+    let mut body = json!({"messages": [user(parts), {"role": "assistant", "content": "No"}]});
+    let text = "/choices/0/message/content";
+    let whole = complete(&service, &body);
+    assert_eq!(whole.pointer(text).unwrap(), "You said: See it");
+
+    for limit in ["max_tokens", "max_completion_tokens"] {
+        let mut body = body.clone();
+        body[limit] = json!(3);
+        let whole = complete(&service, &body);
+        assert_eq!(whole.pointer(text).unwrap(), "You said: See ");
+        assert_eq!(whole["choices"][0]["finish_reason"], "length");
+        assert_eq!(whole["usage"]["completion_tokens"], 3);
+        let events = stream(&service, body.clone());
+        assert_eq!(events.len(), 5);
+        assert_eq!(events[4]["choices"][0]["finish_reason"], "length");
+
+        body[limit] = json!(4);
+        let whole = complete(&service, &body);
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+    }
+
+    body["messages"] = json!([{"role": "system", "content": "Hi"}]);
+    let whole = complete(&service, &body);
+    assert_eq!(whole.pointer(text).unwrap(), "You said: ");
+}
+
+#[test]
+fn a_tool_call_and_its_result() {
+    let service = Service::start();
+    let parameters = json!({"type": "object", "required": ["place", "city"]});
+    let weather = json!({"name": "weather", "parameters": parameters});
+    let tools = json!([{"type": "other"}, {"type": "function", "function": weather}]);
+    let mut body = json!({"messages": [user("How is it in Zürich?!")], "tools": tools});
+    let arguments = r#"{"place":"Zürich","city":"Zürich"}"#;
+
+    let whole = complete(&service, &body);
+    let message = &whole["choices"][0]["message"];
+    let id = message["tool_calls"][0]["id"].as_str().unwrap();
+    assert!(id.starts_with("call_"));
+    let call = json!({
+        "id": id, "type": "function", "function": {"name": "weather", "arguments": arguments},
+    });
+    let expected = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+    assert_eq!(*message, expected);
+    assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
+
+    let events = stream(&service, body.clone());
+    let (last, events) = events.split_last().unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(last["choices"][0]["delta"], json!({}));
+    let first = &events[0]["choices"][0]["delta"];
+    let call = json!({
+        "id": first["tool_calls"][0]["id"], "type": "function",
+        "function": {"name": "weather", "arguments": ""}, "index": 0,
+    });
+    let expected = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+    assert_eq!(*first, expected);
+    let mut joined = String::new();
+    for event in &events[1..] {
+        let delta = &event["choices"][0]["delta"];
+        let piece = delta["tool_calls"][0]["function"]["arguments"].as_str();
+        let piece = piece.unwrap();
+        let call = json!({"index": 0, "function": {"arguments": piece}});
+        assert_eq!(*delta, json!({"tool_calls": [call]}));
+        assert!(piece.chars().count() <= 8);
+        joined += piece;
+    }
+    assert_eq!(joined, arguments);
+
+    let result = json!({"role": "tool", "tool_call_id": "call_1", "content": "Fine today"});
+    body["messages"] = json!([user("How is it?"), caller("call_1"), result]);
+    let whole = complete(&service, &body);
+    let message = json!({"role": "assistant", "content": "weather says: Fine today"});
+    assert_eq!(whole["choices"][0]["message"], message);
+}
+
+#[test]
+fn what_a_completion_is_refused_for() {
+    let service = Service::start();
+    let body = json!({"messages": [user("Hi")]});
+    let good = chat(&service, "Authorization: Bearer any\r\n", &body);
+    for (right, wrong, why) in [
+        ("POST", "GET", "the method is not POST"),
+        ("Host: l", "Host: L", "host is \"L"),
+        ("n/json", "n/json; a=b", "content-type is"),
+        ("User-Agent", "Agent", "user-agent is missing"),
+        (
+            "User-Agent",
+            "User-Agent: a\r\nUser-Agent",
+            "user-agent is given twice",
+        ),
+        (
+            "Connection",
+            "Accept-Encoding: gzip\r\nConnection",
+            "accept-encoding is not",
+        ),
+        (
+            "Connection",
+            "Origin: http://a\r\nConnection",
+            "origin is not for this request",
+        ),
+        (
+            "Connection",
+            "X-Auth-AppId: 1\r\nConnection",
+            "x-auth-appid is of the other protocol",
+        ),
+        (
+            "Bearer",
+            "Basic",
+            "authorization does not begin with \"Bearer \"",
+        ),
+        (
+            "Connection",
+            "Authorization: Bearer b\r\nConnection",
+            "authorization is given twice",
+        ),
+        ("{\"m", "(\"m", "the body is not a JSON object"),
+    ] {
+        assert!(good.contains(right), "{right}");
+        assert_refused(&service, &good.replacen(right, wrong, 1), why);
+    }
+
+    let foreign = json!({"role": "tool", "tool_call_id": "call_2", "content": ""});
+    let late = json!({"role": "tool", "tool_call_id": "call_1", "content": ""});
+    for (messages, why) in [
+        (json!([]), "messages is not a list of messages"),
+        (json!("Hi"), "messages is not a list of messages"),
+        (json!([user("Hi"), "Hi"]), "messages[1] has no role"),
+        (
+            json!([{"role": "", "content": "Hi"}]),
+            "messages[0] has no role",
+        ),
+        (json!([{"role": "system"}]), "messages[0] has no content"),
+        (json!([user(Value::Null)]), "messages[0] has no content"),
+        (
+            json!([{"role": "assistant", "content": null, "tool_calls": []}]),
+            "messages[0] has no content",
+        ),
+        (
+            json!([caller("call_1"), foreign]),
+            "messages[1] is the result of no tool call",
+        ),
+        (
+            json!([late, caller("call_1")]),
+            "messages[0] is the result of no tool call",
+        ),
+    ] {
+        let body = json!({"messages": messages});
+        assert_refused(&service, &chat(&service, "", &body), why);
+    }
+
+    for (members, why) in [
+        (json!({"stream": 1}), "stream is not a boolean"),
+        (
+            json!({"stream_options": {}}),
+            "stream_options is given, but no stream is asked for",
+        ),
+        (
+            json!({"stream": true, "stream_options": 1}),
+            "stream_options is not an object",
+        ),
+        (json!({"temperature": "1"}), "temperature is not a number"),
+        (json!({"model": ""}), "model is not a name"),
+        (
+            json!({"max_tokens": 1, "max_completion_tokens": 1}),
+            "max_tokens and max_completion_tokens are both given",
+        ),
+    ] {
+        let mut body = body.clone();
+        for (name, value) in members.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        assert_refused(&service, &chat(&service, "", &body), why);
+    }
+
+    let other = good.replace("/completions", "/completion");
+    assert_eq!(exchange(&service, &other).0, 404);
+    assert_eq!(service.count(Endpoint::Other), 1);
+    let query = good.replace("/completions", "/completions?a=b");
+    assert_eq!(exchange(&service, &query).0, 200);
+}
+
+/// Asserts that a request is refused, and that answer and record say why.
+fn assert_refused(service: &Service, request: &str, why: &str) {
+    let (status, answer) = exchange(service, request);
+    assert_eq!(status, 400, "{why}: {answer}");
+    let recorded = service.refusals().pop().unwrap();
+    let recorded = recorded.strip_prefix("chat: ").unwrap();
+    assert!(recorded.starts_with(why), "{why}: {recorded}");
+    let error = json!({
+        "message": recorded, "type": "invalid_request_error", "param": null, "code": null,
+    });
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer, json!({"error": error}));
+}
+
+#[test]
+fn the_key_of_a_completion() {
+    let service = Service::builder().api_key("sk-1").start();
+    let body = json!({"messages": [user("Hi")]});
+    let right = chat(&service, "Authorization: Bearer sk-1\r\n", &body);
+    assert_eq!(exchange(&service, &right).0, 200);
+    for wrong in ["", "Authorization: Bearer sk-2\r\n"] {
+        let (status, answer) = exchange(&service, &chat(&service, wrong, &body));
+        assert_eq!(status, 401);
+        let error = json!({
+            "message": "Incorrect API key provided", "type": "invalid_request_error",
+            "param": null, "code": "invalid_api_key",
+        });
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer, json!({"error": error}));
+    }
     assert!(service.refusals().is_empty());
 }
 
