@@ -6,26 +6,45 @@
 //! cargo run --example chat -- --json FILE              a conversation from a file
 //! ```
 //!
-//! It talks to the service that `GPTALK_BASE_URL` names; without one it starts the built-in service
-//! inside this process. Ctrl-C stops the reply that runs, and the program where none does.
+//! It talks to the service that the environment names; without one it starts the built-in service
+//! inside this process, which speaks both protocols:
+//!
+//! ```text
+//! GPTALK_PROTOCOL=openai cargo run --example chat -- "Hi"
+//! GPTALK_PROTOCOL=openai GPTALK_BASE_URL=http://127.0.0.1:11434 GPTALK_MODEL=llama3.2 \
+//!     cargo run --example chat -- "Hi"
+//! ```
+//!
+//! Ctrl-C stops the reply that runs, and the program where none does.
 
 #![allow(unsafe_code)]
 
 use std::error::Error;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use gptalk::{CancelHandle, Client, Conversation, ErrorKind, Message};
 use gptalk_service::Service;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut client = Client::new();
-    let _service = match std::env::var("GPTALK_BASE_URL") {
-        Ok(url) if !url.is_empty() => None,
-        _ => {
+    let _service = match is_configured() {
+        true => None,
+        false => {
             let service = Service::builder().pace(Duration::from_millis(40)).start();
             eprintln!(
                 "chat: GPTALK_BASE_URL is not set: talking to the built-in service at {}",
@@ -46,6 +65,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         [flag, ..] if flag.starts_with("--") => Err("usage: chat [TEXT | --json FILE]".into()),
         ref words => ask(&client, &Conversation::from(words.join(" ").as_str())).map(drop),
     }
+}
+
+/// Whether the environment names a service.
+fn is_configured() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_openai = std::env::var("GPTALK_PROTOCOL").is_ok_and(|name| name == "openai");
+    is_set("GPTALK_BASE_URL")
+        || is_openai
+            && ["OPENAI_BASE_URL", "OPENAI_API_KEY"]
+                .into_iter()
+                .any(is_set)
 }
 
 /// Reads lines and answers each, with all that was said before.

@@ -15,7 +15,7 @@ use crate::error::Error;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::message::Conversation;
-use crate::protocol::{Setting, gptalk};
+use crate::protocol::{Chat, Repairs, Setting};
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
 use crate::sys::{PerProcess, lock, no_fork};
@@ -51,15 +51,18 @@ pub struct Client {
     options: Options,
     pool: Arc<Pool>,
     gate: Arc<Gate>,
+    /// How often the options have changed.
+    version: u64,
     /// The options resolved, until they or the process's defaults change.
     resolved: PerProcess<Mutex<Option<Arc<Resolved>>>>,
 }
 
 struct Resolved {
-    /// Of the process's defaults.
-    version: u64,
+    /// Of the process's defaults, and of the client's options.
+    versions: (u64, u64),
     config: Arc<Config>,
     route: Arc<Route>,
+    repairs: Arc<Repairs>,
 }
 
 impl Client {
@@ -74,6 +77,7 @@ impl Client {
             options: Options::default(),
             pool: Arc::default(),
             gate: Arc::default(),
+            version: 0,
             resolved: PerProcess::default(),
         }
     }
@@ -128,17 +132,13 @@ impl Client {
     pub fn stream(&self, conversation: impl Into<Conversation>) -> Result<Stream, Error> {
         let conversation = conversation.into();
         let started = Instant::now();
-        let Resolved { config, route, .. } = &*self.resolve()?;
-        if config.protocol == Protocol::Openai {
-            return Err(Error::misuse(
-                "protocol: openai is not built yet in this version; set gptalk",
-            ));
-        }
+        let resolved = self.resolve()?;
+        let config = &resolved.config;
         let total = config.timeout.map(|length| (started + length, length));
         let setting = Setting {
             config: config.clone(),
             pool: self.pool.clone(),
-            route: route.clone(),
+            route: resolved.route.clone(),
             limits: Limits {
                 connect: config.connect_timeout,
                 response: config.response_timeout,
@@ -146,8 +146,9 @@ impl Client {
                 total,
             },
             moment: unix_now(),
+            repairs: resolved.repairs.clone(),
         };
-        let chat = gptalk::Chat::new(setting, &conversation)?;
+        let chat = Chat::new(setting, conversation)?;
         let gate = self.gate.clone();
         Ok(Stream::new(chat, config.clone(), gate, started))
     }
@@ -164,26 +165,32 @@ impl Client {
     /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
     pub fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), Error> {
         self.options.set(key, value)?;
-        *lock(self.resolved.get()) = None;
+        self.version += 1;
         Ok(())
     }
 
     fn resolve(&self) -> Result<Arc<Resolved>, Error> {
-        let defaults = {
+        let (defaults, old) = {
             let _whole = no_fork();
             let defaults = lock(&DEFAULTS);
-            if let Some(resolved) = &*lock(self.resolved.get()) {
-                if resolved.version == defaults.version {
+            let old = lock(self.resolved.get()).clone();
+            if let Some(resolved) = &old {
+                if resolved.versions == (defaults.version, self.version) {
                     return Ok(resolved.clone());
                 }
             }
-            defaults.clone()
+            (defaults.clone(), old)
         };
         let config = Config::resolve(&self.options, &defaults.options)?;
+        let is_same = |old: &Arc<Resolved>| {
+            old.config.base_url == config.base_url && old.config.model == config.model
+        };
+        let repairs = old.filter(is_same).map(|old| old.repairs.clone());
         let resolved = Arc::new(Resolved {
-            version: defaults.version,
+            versions: (defaults.version, self.version),
             route: Arc::new(Route::new(&config)),
             config: Arc::new(config),
+            repairs: repairs.unwrap_or_default(),
         });
         *lock(self.resolved.get()) = Some(resolved.clone());
         Ok(resolved)
@@ -203,6 +210,7 @@ impl Clone for Client {
             options: self.options.clone(),
             pool: self.pool.clone(),
             gate: Arc::default(),
+            version: 0,
             // It fills at the first chat.
             resolved: PerProcess::default(),
         }

@@ -71,7 +71,6 @@ pub(crate) struct CaFile {
 pub(crate) struct Options {
     protocol: Option<Protocol>,
     base_url: Option<Url>,
-    /// For `openai`, like `max_tokens`: checked and kept, and used by no protocol that is built.
     api_key: Option<String>,
     model: Option<String>,
     temperature: Option<Number>,
@@ -161,8 +160,10 @@ pub(crate) struct Config {
     pub base_url: Url,
     /// Whether `base_url` is the protocol's default, which is worth a word where it fails.
     pub base_url_is_default: bool,
+    pub api_key: Option<String>,
     pub model: Option<String>,
     pub temperature: Option<Number>,
+    pub max_tokens: Option<u64>,
     pub body: Map<String, Value>,
     pub headers: Vec<(String, String)>,
     pub proxy: Option<Proxy>,
@@ -185,7 +186,15 @@ impl Config {
         let layers = [client, process, env];
 
         let protocol = first(layers, |o| o.protocol).unwrap_or(Protocol::Gptalk);
-        let given = first(layers, |o| o.base_url.clone());
+        // What OpenAI's own clients read counts behind everything that is set for this one.
+        let openai_var = |name| match protocol {
+            Protocol::Openai => environment_var(name).filter(|value| !value.is_empty()),
+            Protocol::Gptalk => None,
+        };
+        let mut given = first(layers, |o| o.base_url.clone());
+        if let (None, Some(url)) = (&given, openai_var("OPENAI_BASE_URL")) {
+            given = Some(Url::parse("in the environment, OPENAI_BASE_URL", url)?);
+        }
         let base_url_is_default = given.is_none();
         let base_url = match given {
             Some(url) => url,
@@ -197,6 +206,10 @@ impl Config {
                 },
             )?,
         };
+        let mut api_key = first(layers, |o| o.api_key.clone());
+        if let (None, Some(key)) = (&api_key, openai_var("OPENAI_API_KEY")) {
+            api_key = Some(secret_text("in the environment, OPENAI_API_KEY", key)?);
+        }
         if protocol == Protocol::Gptalk && base_url.query.is_some() {
             return Err(Error::misuse(
                 "base_url: a query (?...) has no meaning in the gptalk protocol: leave it out",
@@ -219,8 +232,10 @@ impl Config {
             protocol,
             base_url,
             base_url_is_default,
+            api_key: api_key.filter(|key| !key.is_empty()),
             model: first(layers, |o| o.model.clone()).filter(|model| !model.is_empty()),
             temperature: first(layers, |o| o.temperature.clone()),
+            max_tokens: first(layers, |o| o.max_tokens),
             body: first(layers, |o| o.body.clone()).unwrap_or_default(),
             headers,
             proxy,
@@ -243,14 +258,30 @@ impl Config {
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let proxy = self.proxy.iter().flat_map(|proxy| &proxy.credentials);
         let headers = self.headers.iter().filter(|(name, _)| names_a_secret(name));
+        let query = self.base_url.query.iter().flat_map(|q| q.split('&'));
+        let query = query.filter_map(|pair| pair.split_once('='));
+        let query = query.filter(|(name, _)| names_a_secret(&name.to_ascii_lowercase()));
         proxy
             .map(|(_, password)| password.as_str())
+            .chain(self.api_key.as_deref())
             .chain(self.fingerprint.as_deref())
             .chain(headers.flat_map(|(_, value)| secrets_in(value)))
+            .chain(query.map(|(_, value)| value))
+    }
+
+    /// Whether a key goes with the request: the option, or a header that services take one in.
+    pub fn has_key(&self) -> bool {
+        let takes_key = |name: &str| matches!(name, "authorization" | "api-key" | "x-api-key");
+        self.api_key.is_some() || self.headers.iter().any(|(name, _)| takes_key(name))
+    }
+
+    /// Whether a key would be readable on the way to the service.
+    pub fn exposes_key(&self) -> bool {
+        self.protocol == Protocol::Openai && !self.base_url.https && self.has_key()
     }
 }
 
-/// Whether a header of this name (in lower case) carries a credential.
+/// Whether a header or a query's member of this name (in lower case) carries a credential.
 fn names_a_secret(name: &str) -> bool {
     const WORDS: &[&str] = &[
         "auth",
@@ -301,6 +332,8 @@ fn environment() -> &'static Environment {
             "NO_PROXY",
             "SSL_CERT_FILE",
             "SSL_CERT_DIR",
+            "OPENAI_API_KEY",
+            "OPENAI_BASE_URL",
         ];
         let is_ours = |name: &str| name.starts_with("GPTALK_") || OTHERS.contains(&name);
         let all =
@@ -341,7 +374,7 @@ pub(crate) fn read_environment() {
     environment();
 }
 
-/// `SSL_CERT_FILE` or `SSL_CERT_DIR`, as they were at the library's first use.
+/// A variable that is not an option of ours, as it was at the library's first use.
 pub(crate) fn environment_var(name: &str) -> Option<&'static str> {
     environment().vars.get(name).map(String::as_str)
 }

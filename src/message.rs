@@ -12,7 +12,7 @@ const MAX_JSON: usize = 64 << 20;
 /// One message with text for content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`.
+    /// Who speaks: `system`, `user`, `assistant`, `tool`.
     pub role: String,
     /// What is said.
     pub content: String,
@@ -40,6 +40,11 @@ impl Message {
     /// How the model is to behave.
     pub fn system(content: impl Into<String>) -> Self {
         Message::new("system", content)
+    }
+
+    /// What a tool has answered; see [`Conversation::push`].
+    pub fn tool(content: impl Into<String>) -> Self {
+        Message::new("tool", content)
     }
 }
 
@@ -114,7 +119,7 @@ impl Conversation {
     /// The messages as a JSON array, or the whole request object where it has further members.
     pub fn to_json(&self) -> String {
         if self.members.is_empty() {
-            return Value::Array(self.messages.clone()).to_string();
+            return self.messages_json();
         }
         let mut request = self.members.clone();
         request.insert("messages".into(), self.messages.clone().into());
@@ -122,9 +127,37 @@ impl Conversation {
     }
 
     /// Adds a message at the end.
+    ///
+    /// One of the role `tool` is the result of the first tool call that has none yet: it gets that
+    /// call's id as its `tool_call_id`.
     pub fn push(&mut self, message: Message) {
-        self.messages
-            .push(json!({"role": message.role, "content": message.content}));
+        let message = self.message(&message.role, &message.content);
+        self.messages.push(message);
+    }
+
+    fn message(&self, role: &str, content: &str) -> Value {
+        let mut message = json!({"role": role, "content": content});
+        if let ("tool", Some(id)) = (role, self.open_call()) {
+            message["tool_call_id"] = json!(id);
+        }
+        message
+    }
+
+    /// The id of the first tool call that has no result yet.
+    fn open_call(&self) -> Option<&str> {
+        let calls = |message| Value::as_array(Value::get(message, "tool_calls")?);
+        let at = self
+            .messages
+            .iter()
+            .rposition(|message| calls(message).is_some())?;
+        let has_result = |id: &str| {
+            let mut results = self.messages[at..].iter();
+            results.any(|result| result.get("tool_call_id").is_some_and(|known| known == id))
+        };
+        calls(&self.messages[at])?
+            .iter()
+            .filter_map(|call| call.get("id")?.as_str())
+            .find(|id| !has_result(id))
     }
 
     /// Adds a message given as JSON, such as [`Reply::message`](crate::Reply::message).
@@ -154,11 +187,11 @@ impl Conversation {
             ));
         }
         talk.push_json(match role {
-            Some(role) => json!({"role": role, "content": content}),
+            Some(role) => talk.message(role, content),
             None => serde_json::from_str(content)
                 .map_err(|error| Error::misuse(format!("the message is not JSON: {error}")))?,
         })?;
-        Ok(Value::Array(talk.messages).to_string())
+        Ok(talk.messages_json())
     }
 
     /// How many messages it has.
@@ -169,6 +202,11 @@ impl Conversation {
     /// Whether it has no message yet. Such a conversation cannot be sent.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// The messages alone, as a JSON array.
+    pub(crate) fn messages_json(&self) -> String {
+        serde_json::to_string(&self.messages).unwrap_or_default()
     }
 
     pub(crate) fn members(&self) -> &Map<String, Value> {

@@ -18,6 +18,10 @@ pub struct Reply {
     pub reasoning: String,
     /// Whether the service changed text that had been delivered already.
     pub rewritten: bool,
+    /// The tools that the model wants called, as the service's JSON, put together from its pieces:
+    /// `{"id": ..., "type": "function", "function": {"name": ..., "arguments": "{...}"}}`. Known at
+    /// the end of the chat; of a reply that was cut, the last one may be in part.
+    pub tool_calls: Vec<Value>,
     /// Why the model stopped, in the service's words: `stop`, `length`, `tool_calls`.
     pub finish_reason: Option<String>,
     /// Token counts, as the service's JSON.
@@ -59,11 +63,15 @@ impl Reply {
     /// How many of the reply's tokens were thoughts.
     pub fn reasoning_tokens(&self) -> Option<u64> {
         self.count(&["completion_tokens_details", "reasoning_tokens"])
+            .or_else(|| self.count(&["reasoning_tokens"]))
     }
 
     /// How many of the request's tokens the service had in its cache.
     pub fn cached_tokens(&self) -> Option<u64> {
         self.count(&["prompt_tokens_details", "cached_tokens"])
+            // DeepSeek's name, and Moonshot's.
+            .or_else(|| self.count(&["prompt_cache_hit_tokens"]))
+            .or_else(|| self.count(&["cached_tokens"]))
     }
 
     fn count(&self, path: &[&str]) -> Option<u64> {
@@ -73,8 +81,13 @@ impl Reply {
             .as_u64()
     }
 
-    /// The assistant's message as JSON, ready to be pushed on the conversation.
+    /// The assistant's message as JSON, tool calls included, ready to be
+    /// [pushed](crate::Conversation::push_json) on the conversation.
     pub fn message(&self) -> Value {
-        json!({"role": "assistant", "content": self.text})
+        if self.tool_calls.is_empty() {
+            return json!({"role": "assistant", "content": self.text});
+        }
+        let content = Some(&self.text).filter(|text| !text.is_empty());
+        json!({"role": "assistant", "content": content, "tool_calls": self.tool_calls})
     }
 }

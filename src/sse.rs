@@ -62,6 +62,20 @@ impl Lines {
         Ok(Some(without_bom(line, &mut self.begun)))
     }
 
+    /// The line that `part` goes on with, from its beginning; what follows its end, too.
+    pub fn peek<'a>(&'a self, part: &'a [u8]) -> impl Iterator<Item = &'a u8> {
+        let partial: &[u8] = if self.handed_out { &[] } else { &self.partial };
+        let rest = part.strip_prefix(b"\n").filter(|_| self.after_cr);
+        partial.iter().chain(rest.unwrap_or(part))
+    }
+
+    /// What has come of a line whose end has not, of a stream that is read in another way from
+    /// here on.
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.rest();
+        self.partial
+    }
+
     /// What stands behind the last line end.
     pub fn rest(&mut self) -> &[u8] {
         if std::mem::take(&mut self.handed_out) {
@@ -79,8 +93,14 @@ fn without_bom<'a>(line: &'a [u8], begun: &mut bool) -> &'a [u8] {
     }
 }
 
-/// The value of a `data` field: what follows `data:` and its one optional space.
-pub(crate) fn data(line: &[u8]) -> Option<&[u8]> {
-    let value = line.strip_prefix(b"data:")?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
+/// A line's field name and its value: what follows the colon and its one optional space. A comment
+/// is a field without a name.
+pub(crate) fn field(line: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b':', line) {
+        Some(colon) => {
+            let value = &line[colon + 1..];
+            (&line[..colon], value.strip_prefix(b" ").unwrap_or(value))
+        }
+        None => (line, &[]),
+    }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{CancelHandle, Gate, Running};
-use crate::config::{Config, GPTALK_BASE_URL};
+use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Out, Step, gptalk};
+use crate::protocol::{Chat, Out, Step, hint};
 use crate::reply::Reply;
 use crate::transport::SLICE;
 
@@ -45,7 +45,7 @@ pub enum Event<'a> {
 /// # Ok::<(), gptalk::Error>(())
 /// ```
 pub struct Stream {
-    chat: gptalk::Chat,
+    chat: Chat,
     config: Arc<Config>,
     running: Running,
     out: Out,
@@ -80,7 +80,7 @@ enum Shown {
 
 impl Stream {
     pub(crate) fn new(
-        chat: gptalk::Chat,
+        chat: Chat,
         config: Arc<Config>,
         gate: Arc<Gate>,
         started: Instant,
@@ -289,31 +289,13 @@ impl Stream {
         };
         if let Err(mut error) = result {
             error.redact(|text| self.out.redact(text));
-            self.outcome = Some(self.hint(error));
+            if let Some(hint) = hint(&self.config, &error) {
+                error = error.hinted(&hint);
+            }
+            self.outcome = Some(error);
         }
         // The connection goes now, not when the caller drops what it may keep.
         self.chat.stop();
-    }
-
-    /// A chat with the default service fails: says what is known of it.
-    fn hint(&self, error: Error) -> Error {
-        let is_theirs = matches!(
-            error.kind(),
-            ErrorKind::Network
-                | ErrorKind::Tls
-                | ErrorKind::Timeout
-                | ErrorKind::Auth
-                | ErrorKind::Request
-                | ErrorKind::Server
-                | ErrorKind::Protocol
-        );
-        if self.config.base_url_is_default && is_theirs {
-            return error.hinted(&format!(
-                "; the public service {GPTALK_BASE_URL} is known not to work: set base_url \
-                 (GPTALK_BASE_URL) to a service of your own"
-            ));
-        }
-        error
     }
 }
 

@@ -143,10 +143,21 @@ pub(crate) fn is_loopback_host(host: &str) -> bool {
 }
 
 /// Whether a host is this machine or an address of a private network.
-fn is_private_host(host: &str) -> bool {
-    is_loopback_host(host)
-        || host.parse::<IpAddr>().is_ok_and(|ip| match ip {
-            IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
-        })
+pub(crate) fn is_private_host(host: &str) -> bool {
+    is_loopback_host(host) || host.parse::<IpAddr>().is_ok_and(is_private)
+}
+
+/// Whether an address is this machine's or a private network's.
+pub(crate) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_loopback() || ip.is_unspecified() || ip.is_private() || ip.is_link_local()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local()
+        }
+    }
 }

@@ -20,8 +20,17 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// The value of a text key.
+    /// The value of a text key; of one that is JSON, a slash and the rest of a JSON pointer may
+    /// stand behind it.
     pub fn text(&self, key: &str) -> Option<String> {
+        match key.split_once('/') {
+            None => self.whole_text(key),
+            Some((key @ ("message" | "usage"), pointer)) => inside(&self.whole_text(key)?, pointer),
+            Some(_) => None,
+        }
+    }
+
+    fn whole_text(&self, key: &str) -> Option<String> {
         let newest = self.refusal.or(self.error);
         let reply = self.reply;
         match key {
@@ -33,7 +42,8 @@ impl Facts<'_> {
             "text" => self.begun.then(|| reply.text.clone()),
             "reasoning" => Some(reply.reasoning.clone()).filter(|text| !text.is_empty()),
             "message" => {
-                let is_there = self.begun && (self.error.is_none() || !reply.text.is_empty());
+                let is_empty = reply.text.is_empty() && reply.tool_calls.is_empty();
+                let is_there = self.begun && (self.error.is_none() || !is_empty);
                 is_there.then(|| reply.message().to_string())
             }
             "finish_reason" => reply.finish_reason.clone(),
@@ -69,6 +79,31 @@ impl Facts<'_> {
             "duration_ms" => Some(ms(reply.duration)),
             _ => None,
         }
+    }
+}
+
+/// What a pointer (RFC 6901) leads to in a JSON text: a string as it is, another value as JSON. A
+/// string on the way is JSON itself, as a tool call's arguments are.
+fn inside(json: &str, pointer: &str) -> Option<String> {
+    let mut value: Value = serde_json::from_str(json).ok()?;
+    for name in pointer.split('/') {
+        if let Value::String(text) = &value {
+            value = serde_json::from_str(text).ok()?;
+        }
+        let name = name.replace("~1", "/").replace("~0", "~");
+        value = match value {
+            Value::Object(mut members) => members.remove(&name)?,
+            Value::Array(mut items) => {
+                let at = name.parse().ok().filter(|at| *at < items.len())?;
+                items.swap_remove(at)
+            }
+            _ => return None,
+        };
+    }
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        other => Some(other.to_string()),
     }
 }
 

@@ -335,6 +335,15 @@ impl Live {
         if known.request_id != reply.request_id {
             known.request_id.clone_from(&reply.request_id);
         }
+        if known.model != reply.model {
+            known.model.clone_from(&reply.model);
+        }
+        if known.finish_reason != reply.finish_reason {
+            known.finish_reason.clone_from(&reply.finish_reason);
+        }
+        if known.usage != reply.usage {
+            known.usage.clone_from(&reply.usage);
+        }
         known.rewritten = reply.rewritten;
         known.http_status = reply.http_status;
         known.attempts = reply.attempts;

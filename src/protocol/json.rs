@@ -5,8 +5,17 @@ use serde_json::Value;
 /// The longest error code that is one.
 const MAX_CODE: usize = 256;
 
-/// What a service says of an error, and its code: every shape that is known.
-pub(super) fn service_words(json: &Value) -> (Option<String>, Option<String>) {
+/// What a service says of an error.
+#[derive(Default)]
+pub(super) struct ServiceError {
+    pub words: Option<String>,
+    pub code: Option<String>,
+    /// Another try is of no use, whatever the status: the quota is used up.
+    pub is_final: bool,
+}
+
+/// Reads an error: every shape that is known.
+pub(super) fn service_error(json: &Value) -> ServiceError {
     let json = json.get(0).unwrap_or(json);
     let error = json.get("error").filter(|error| !error.is_null());
     let inner = error.filter(|error| error.is_object()).unwrap_or(json);
@@ -14,10 +23,23 @@ pub(super) fn service_words(json: &Value) -> (Option<String>, Option<String>) {
         .iter()
         .find_map(|name| inner.get(name).and_then(text_of))
         .or_else(|| error.and_then(text_of));
-    let code = ["code", "type"]
+    // OpenRouter has the words of the service behind it here.
+    let raw = inner.get("metadata").and_then(|data| data.get("raw"));
+    let words = match (words, raw.and_then(text_of)) {
+        (Some(words), Some(raw)) => Some(format!("{words}: {raw}")),
+        (words, raw) => words.or(raw),
+    };
+    let mut codes = ["code", "type"]
         .iter()
-        .find_map(|name| inner.get(name).and_then(text_of));
-    (words, code.filter(|code| code.len() <= MAX_CODE))
+        .filter_map(|name| inner.get(name).and_then(text_of))
+        .filter(|code| code.len() <= MAX_CODE);
+    let code = codes.next();
+    let is_quota = |code: &String| code == "insufficient_quota";
+    ServiceError {
+        words,
+        is_final: code.iter().any(is_quota) || codes.any(|code| is_quota(&code)),
+        code,
+    }
 }
 
 /// A string or a number as text; an object or an array as JSON; nothing where it is empty.
@@ -37,42 +59,76 @@ pub(super) fn parse_json(bytes: &[u8]) -> Option<Value> {
     Some(json)
 }
 
-/// Parses an event; says whether a string in it ended with a lone high surrogate.
-pub(super) fn parse_event(text: &str) -> Result<(Value, bool), serde_json::Error> {
+/// The halves of a character at the edges of the strings of an event: a lone low surrogate where
+/// one begins, a lone high one where one ends. In the text each stands as U+FFFD.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Halves {
+    pub low: Option<u16>,
+    pub high: Option<u16>,
+}
+
+/// Parses an event; serde_json refuses lone surrogates (serde-rs/json#495): they are mended.
+pub(super) fn parse_event(text: &str) -> Result<(Value, Halves), serde_json::Error> {
     match serde_json::from_str(text) {
-        Ok(json) => Ok((json, false)),
-        // serde_json refuses lone surrogates (serde-rs/json#495): mend them and parse again.
+        Ok(json) => Ok((json, Halves::default())),
         Err(error) if text.contains("\\u") => {
-            let (mended, ends_in_half) = mend_surrogates(text);
+            let (mended, halves) = mend_surrogates(text);
             serde_json::from_str(&mended)
-                .map(|json| (json, ends_in_half))
+                .map(|json| (json, halves))
                 .map_err(|_| error)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Replaces escapes of lone surrogates by U+FFFD; says whether one was a high surrogate at the
-/// very end of a string, whose other half may come in the next line.
-fn mend_surrogates(text: &str) -> (String, bool) {
+/// The length of the object or array that a text begins with, by its brackets; `None`: it is
+/// not whole.
+pub(super) fn value_length(text: &str) -> Option<usize> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some(at + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Replaces escapes of lone surrogates by U+FFFD.
+fn mend_surrogates(text: &str) -> (String, Halves) {
     let unit = |at: usize| {
         let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
         u16::from_str_radix(digits, 16).ok()
     };
-    let (mut mended, mut ends_in_half) = (String::with_capacity(text.len()), false);
+    let is_high = |unit: u16| (0xD800..0xDC00).contains(&unit);
+    let is_low = |unit: u16| (0xDC00..0xE000).contains(&unit);
+    let (mut mended, mut halves) = (String::with_capacity(text.len()), Halves::default());
     let (mut at, mut copied) = (0, 0);
     while let Some(found) = memchr::memchr(b'\\', &text.as_bytes()[at..]) {
         at += found;
-        let is_high = |unit: u16| (0xD800..0xDC00).contains(&unit);
-        let is_low = |unit: u16| (0xDC00..0xE000).contains(&unit);
         match unit(at) {
             Some(high) if is_high(high) && unit(at + 6).is_some_and(is_low) => at += 12,
             Some(lone) if is_high(lone) || is_low(lone) => {
                 mended.push_str(&text[copied..at]);
                 mended.push('\u{FFFD}');
+                if is_low(lone) && text[..at].ends_with('"') {
+                    halves.low = Some(lone);
+                }
                 at += 6;
                 copied = at;
-                ends_in_half |= is_high(lone) && text[at..].starts_with('"');
+                if is_high(lone) && text[at..].starts_with('"') {
+                    halves.high = Some(lone);
+                }
             }
             Some(_) => at += 6,
             // Another escape: two characters, the second of which may be a backslash.
@@ -84,5 +140,5 @@ fn mend_surrogates(text: &str) -> (String, bool) {
         }
     }
     mended.push_str(&text[copied..]);
-    (mended, ends_in_half)
+    (mended, halves)
 }

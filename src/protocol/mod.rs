@@ -1,18 +1,24 @@
 //! The wire protocols, and what they have in common: the setting of a chat, what it hands out,
 //! whole answers, and the errors that answers mean.
 
-pub(crate) mod gptalk;
+mod events;
+mod fetch;
+mod gptalk;
 mod json;
+mod openai;
+mod refusal;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use self::json::{parse_json, service_words};
-use crate::config::Config;
-use crate::error::{Error, ErrorKind};
+use crate::config::{Config, Protocol};
+use crate::error::Error;
+use crate::message::Conversation;
 use crate::reply::Reply;
-use crate::transport::{Answer, Exchange, Limits, Part, Pool, Request, Route};
+use crate::transport::{Exchange, Limits, Pool, Request, Route};
+
+pub(crate) use openai::Repairs;
+pub(crate) use refusal::hint;
 
 /// The longest answer that is read whole, in bytes.
 const MAX_JSON: usize = 1 << 20;
@@ -21,8 +27,6 @@ const MAX_ERROR: usize = 64 << 10;
 const SHOWN_ERROR: usize = 4 << 10;
 /// The longest excerpt in an error.
 const EXCERPT: usize = 512;
-/// The longest wait that a service may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// All that the requests of a chat have in common.
 pub(crate) struct Setting {
@@ -32,11 +36,69 @@ pub(crate) struct Setting {
     pub limits: Limits,
     /// The moment of the chat, in Unix seconds.
     pub moment: i64,
+    /// What this client's service has refused before.
+    pub repairs: Arc<Repairs>,
 }
 
 impl Setting {
     fn exchange(&self, request: Request) -> Exchange {
         Exchange::new(self.pool.clone(), self.route.clone(), request, self.limits)
+    }
+}
+
+/// A chat in one of the protocols.
+pub(crate) enum Chat {
+    Gptalk(Box<gptalk::Chat>),
+    Openai(Box<openai::Chat>),
+}
+
+impl Chat {
+    pub fn new(setting: Setting, talk: Conversation) -> Result<Chat, Error> {
+        if talk.is_empty() {
+            return Err(Error::misuse("the conversation has no message: push one"));
+        }
+        Ok(match setting.config.protocol {
+            Protocol::Gptalk => Chat::Gptalk(Box::new(gptalk::Chat::new(setting, &talk)?)),
+            Protocol::Openai => Chat::Openai(Box::new(openai::Chat::new(setting, talk))),
+        })
+    }
+
+    /// One step.
+    pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
+        match self {
+            Chat::Gptalk(chat) => chat.advance(out),
+            Chat::Openai(chat) => chat.advance(out),
+        }
+    }
+
+    /// Another try of the same chat.
+    pub fn restart(&mut self) {
+        match self {
+            Chat::Gptalk(chat) => chat.restart(),
+            Chat::Openai(chat) => chat.restart(),
+        }
+    }
+
+    /// The chat is over: lets go of its connection and whatever else it holds.
+    pub fn stop(&mut self) {
+        match self {
+            Chat::Gptalk(chat) => chat.stop(),
+            Chat::Openai(chat) => chat.stop(),
+        }
+    }
+
+    /// The chat is left for a callback: says so where others wait for its login.
+    pub fn park(&self) {
+        if let Chat::Gptalk(chat) = self {
+            chat.park();
+        }
+    }
+
+    /// The chat goes on after a callback.
+    pub fn unpark(&self) {
+        if let Chat::Gptalk(chat) = self {
+            chat.unpark();
+        }
     }
 }
 
@@ -68,6 +130,18 @@ pub(crate) struct Out {
 }
 
 impl Out {
+    /// New text at the end of the reply.
+    pub fn add_text(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.reply.text.push_str(text);
+    }
+
+    /// New thoughts.
+    pub fn add_reasoning(&mut self, thoughts: &str) {
+        self.reasoning.push_str(thoughts);
+        self.reply.reasoning.push_str(thoughts);
+    }
+
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         if self.wants_log {
             let mut line = line();
@@ -128,135 +202,4 @@ impl Out {
             }
         }
     }
-}
-
-/// An answer that is wanted whole.
-struct Fetch {
-    exchange: Exchange,
-    answer: Option<Answer>,
-    bytes: Vec<u8>,
-}
-
-impl Fetch {
-    fn new(exchange: Exchange) -> Fetch {
-        Fetch {
-            exchange,
-            answer: None,
-            bytes: Vec::new(),
-        }
-    }
-
-    /// One that has begun: the rest of an error answer.
-    fn rest_of(exchange: Exchange, answer: Answer) -> Fetch {
-        Fetch {
-            exchange,
-            answer: Some(answer),
-            bytes: Vec::new(),
-        }
-    }
-
-    fn shown_url(&self) -> &str {
-        self.exchange.shown_url()
-    }
-
-    /// One step; `None`: nothing yet. Of an error answer, no more than its beginning.
-    fn advance(&mut self) -> Result<Option<(Answer, Vec<u8>)>, Error> {
-        let Some(answer) = &mut self.answer else {
-            self.answer = self.exchange.advance()?;
-            return Ok(None);
-        };
-        let is_error = !is_success(answer.status);
-        let limit = if is_error { MAX_ERROR } else { MAX_JSON };
-        let ended = match answer.body.read() {
-            Ok(Part::Data(part)) => {
-                let n = part.len();
-                self.bytes.extend_from_slice(part);
-                answer.body.consume(n);
-                self.bytes.len() > limit
-            }
-            Ok(Part::Pending) => false,
-            Ok(Part::End) => true,
-            // The status says more than the way the body ended.
-            Err(_) if is_error => true,
-            Err(error) => return Err(error),
-        };
-        if self.bytes.len() > limit && !is_error {
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!("{} answered with more than 1 MiB of JSON", self.shown_url()),
-            ));
-        }
-        if !ended {
-            return Ok(None);
-        }
-        self.bytes.truncate(limit);
-        let bytes = std::mem::take(&mut self.bytes);
-        Ok(self.answer.take().map(|answer| (answer, bytes)))
-    }
-}
-
-fn is_success(status: u16) -> bool {
-    (200..300).contains(&status)
-}
-
-/// The error that an answer with another status than 2xx means. `what` was asked for at `url`.
-fn refusal(what: &str, url: &str, answer: &Answer, bytes: &[u8], out: &Out) -> Error {
-    let status = answer.status;
-    let kind = match status {
-        401 | 403 => ErrorKind::Auth,
-        429 => ErrorKind::RateLimit,
-        300..=499 => ErrorKind::Request,
-        500..=599 => ErrorKind::Server,
-        _ => ErrorKind::Protocol,
-    };
-    let (words, code) = parse_json(bytes)
-        .map(|json| service_words(&json))
-        .unwrap_or_default();
-    let words = words.map_or_else(|| out.excerpt(bytes), |words| out.excerpt(words.as_bytes()));
-    let advice = match status {
-        300..=399 => {
-            let target = answer.header("location").unwrap_or("nowhere");
-            let target = target.split(['?', '#']).next().unwrap_or_default();
-            format!("; redirects are not followed, this one leads to {target}: set base_url to it")
-        }
-        401 | 403 => "; it does not accept who you are".into(),
-        404 | 405 => "; is base_url the right one?".into(),
-        429 => "; wait before the next try".into(),
-        500..=599 => "; try again later".into(),
-        _ => String::new(),
-    };
-    let colon = if words.is_empty() { "" } else { ": " };
-    let is_final = code.as_deref() == Some("insufficient_quota");
-    let error = Error::new(
-        kind,
-        format!("{url} refused {what} with HTTP {status}{colon}{words}{advice}"),
-    )
-    .with_http_status(status)
-    .with_retry_after(retry_after(answer))
-    .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !is_final)
-    .with_body(out.beginning(bytes, SHOWN_ERROR));
-    match code {
-        Some(code) => error.with_code(code),
-        None => error,
-    }
-}
-
-/// How long the service asks to wait: `retry-after-ms`, or `Retry-After` as seconds or a date
-/// (RFC 9110, section 10.2.3). Nonsense is as good as nothing.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    let number = |text: &str| text.trim().parse::<f64>().ok();
-    let date = |text: &str| {
-        let until = httpdate::parse_http_date(text.trim()).ok()?;
-        let wait = until.duration_since(SystemTime::now()).unwrap_or_default();
-        Some(wait.as_secs_f64())
-    };
-    let sane = |seconds: &f64| seconds.is_finite() && *seconds >= 0.0;
-    let ms = answer.header("retry-after-ms").and_then(number);
-    let seconds = ms.map(|ms| ms / 1000.0).filter(sane).or_else(|| {
-        let text = answer.header("retry-after")?;
-        number(text).or_else(|| date(text)).filter(sane)
-    })?;
-    Some(Duration::from_secs_f64(
-        seconds.min(MAX_RETRY_AFTER.as_secs_f64()),
-    ))
 }

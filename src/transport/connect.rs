@@ -15,6 +15,7 @@ use super::{Limits, SLICE, is_not_yet, timeout, tls};
 use crate::error::{Error, ErrorKind};
 use crate::proxy::ProxyScheme;
 use crate::sys;
+use crate::url::{is_private, is_private_host};
 
 /// A connection being opened.
 pub(super) struct Connecting {
@@ -128,11 +129,21 @@ impl Connecting {
                     let addrs = lookup(&self.route.host, self.route.port)?;
                     self.target = addrs[0].ip().to_string();
                 }
+                if self.route.private_only && !is_private_host(&self.target) {
+                    return Err(self.exposed(&self.target));
+                }
                 (&proxy.host, proxy.port)
             }
             None => (&self.route.host, self.route.port),
         };
         let mut rest = lookup(host, port)?;
+        if self.route.private_only {
+            let first = rest[0].ip();
+            rest.retain(|addr| is_private(addr.ip()));
+            if rest.is_empty() {
+                return Err(self.exposed(&first.to_string()));
+            }
+        }
         rest.reverse();
         Ok(Attempts {
             rest,
@@ -213,6 +224,16 @@ impl Connecting {
         }
     }
 
+    /// The key would travel in plain text.
+    fn exposed(&self, address: &str) -> Error {
+        Error::misuse(format!(
+            "the API key would go to {} in plain text, and {address} is no loopback or private \
+             address: give a base_url with https://, or no key",
+            self.peer()
+        ))
+        .with_code("plain_http")
+    }
+
     fn refused(&self, addr: SocketAddr, error: &io::Error) -> Error {
         if self.route.proxy.is_some() {
             return self.proxy_failed(&format!("cannot be reached: {}", words(error)));
@@ -223,7 +244,7 @@ impl Connecting {
         Error::new(
             ErrorKind::Network,
             format!(
-                "no connection to {} ({addr}): {}; is the service running there?",
+                "no connection to {} ({addr}): {}",
                 self.peer(),
                 words(error)
             ),

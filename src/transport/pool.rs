@@ -25,6 +25,8 @@ pub(crate) struct Route {
     pub port: u16,
     pub proxy: Option<Proxy>,
     pub ca_file: Option<Arc<CaFile>>,
+    /// What is sent has a key in it that others could read: to private addresses only.
+    pub private_only: bool,
 }
 
 impl Route {
@@ -35,6 +37,7 @@ impl Route {
             port: config.base_url.port,
             proxy: config.proxy.clone(),
             ca_file: config.ca_file.clone(),
+            private_only: config.exposes_key(),
         }
     }
 
@@ -48,6 +51,7 @@ impl Route {
             && self.https == other.https
             && self.port == other.port
             && self.host == other.host
+            && self.private_only == other.private_only
             && self.proxy == other.proxy
     }
 }

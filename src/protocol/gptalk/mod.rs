@@ -9,7 +9,7 @@
 //!
 //! Every fact of the wire is of the protocol's description: the GPTalk provider, its known client.
 
-mod reading;
+mod content;
 mod submission;
 
 use std::sync::Arc;
@@ -18,9 +18,12 @@ use std::time::Instant;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use self::reading::{Content, Reading};
-use super::json::{parse_json, service_words, text_of};
-use super::{Fetch, Out, Setting, Step, is_success, refusal};
+use self::content::Content;
+use super::events::Reading;
+use super::fetch::{Fetch, is_success};
+use super::json::{parse_json, service_error, text_of};
+use super::refusal::refusal;
+use super::{Out, Setting, Step};
 use crate::auth::{self, Identity, Lease, Login, Next};
 use crate::config::{Config, is_header_byte};
 use crate::error::{Error, ErrorKind};
@@ -118,7 +121,14 @@ impl Chat {
                         let url = fetch.shown_url();
                         out.note(|| format!("POST {url}: HTTP {}", answer.status));
                         if !is_success(answer.status) {
-                            let error = refusal("the login", url, &answer, &bytes, out);
+                            let error = refusal(
+                                "the login",
+                                url,
+                                &answer,
+                                &bytes,
+                                &self.setting.config,
+                                out,
+                            );
                             return Err(error);
                         }
                         let (token, expires_at) = read_login(url, &bytes, out)?;
@@ -142,7 +152,14 @@ impl Chat {
                     let read = if is_success(answer.status) {
                         read_text(&url, &bytes, out)
                     } else {
-                        Err(refusal("the text", &url, &answer, &bytes, out))
+                        Err(refusal(
+                            "the text",
+                            &url,
+                            &answer,
+                            &bytes,
+                            &self.setting.config,
+                            out,
+                        ))
                     };
                     match read {
                         Ok(token) => {
@@ -193,6 +210,7 @@ impl Chat {
                     fetch.shown_url(),
                     &answer,
                     &bytes,
+                    &self.setting.config,
                     out,
                 )),
                 None => {
@@ -406,15 +424,15 @@ fn answer_json(what: &str, url: &str, bytes: &[u8], out: &Out) -> Result<Value, 
 }
 
 fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value, out: &Out) -> Error {
-    let (words, code) = service_words(json);
-    let words = words.map_or_else(String::new, |words| {
+    let said = service_error(json);
+    let words = said.words.map_or_else(String::new, |words| {
         format!(": {}", out.excerpt(words.as_bytes()))
     });
     let error = Error::new(
         kind,
         format!("{url} answered {what} without a token{words}"),
     );
-    match code {
+    match said.code {
         Some(code) => error.with_code(code),
         None => error,
     }

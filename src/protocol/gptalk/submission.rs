@@ -41,9 +41,6 @@ pub(super) fn body(config: &Config, moment: i64, talk: &Conversation) -> Result<
 
 /// The messages as one text: a single one as it is, several as lines `Role: content`.
 fn prompt(talk: &Conversation) -> Result<String, Error> {
-    if talk.is_empty() {
-        return Err(Error::misuse("the conversation has no message: push one"));
-    }
     let mut prompt = String::new();
     for (at, (role, content)) in talk.messages().enumerate() {
         let content = plain_text(content).ok_or_else(|| {

@@ -1,0 +1,75 @@
+//! Answers that are wanted whole.
+
+use super::{MAX_ERROR, MAX_JSON};
+use crate::error::{Error, ErrorKind};
+use crate::transport::{Answer, Exchange, Part};
+
+/// An answer that is wanted whole.
+pub(super) struct Fetch {
+    exchange: Exchange,
+    answer: Option<Answer>,
+    bytes: Vec<u8>,
+}
+
+impl Fetch {
+    pub fn new(exchange: Exchange) -> Fetch {
+        Fetch {
+            exchange,
+            answer: None,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// One that has begun: the rest of an error answer.
+    pub fn rest_of(exchange: Exchange, answer: Answer) -> Fetch {
+        Fetch {
+            exchange,
+            answer: Some(answer),
+            bytes: Vec::new(),
+        }
+    }
+
+    pub fn shown_url(&self) -> &str {
+        self.exchange.shown_url()
+    }
+
+    /// One step; `None`: nothing yet. Of an error answer, no more than its beginning.
+    pub fn advance(&mut self) -> Result<Option<(Answer, Vec<u8>)>, Error> {
+        let Some(answer) = &mut self.answer else {
+            self.answer = self.exchange.advance()?;
+            return Ok(None);
+        };
+        let is_error = !is_success(answer.status);
+        let limit = if is_error { MAX_ERROR } else { MAX_JSON };
+        let ended = match answer.body.read() {
+            Ok(Part::Data(part)) => {
+                let n = part.len();
+                self.bytes.extend_from_slice(part);
+                answer.body.consume(n);
+                self.bytes.len() > limit
+            }
+            Ok(Part::Pending) => false,
+            Ok(Part::End) => true,
+            // The status says more than the way the body ended.
+            Err(_) if is_error => true,
+            Err(error) => return Err(error),
+        };
+        if self.bytes.len() > limit && !is_error {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("{} answered with more than 1 MiB of JSON", self.shown_url()),
+            ));
+        }
+        if !ended {
+            return Ok(None);
+        }
+        self.bytes.truncate(limit);
+        let bytes = std::mem::take(&mut self.bytes);
+        Ok(self.answer.take().map(|answer| (answer, bytes)))
+    }
+}
+
+/// Whether a status means that the answer is what was asked for.
+pub(super) fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
+}

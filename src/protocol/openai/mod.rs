@@ -1,0 +1,175 @@
+//! OpenAI-compatible chat completions: one request, whose answer streams.
+//!
+//! ```text
+//!             ┌── 400, 422 that names a member we added: once without it ──┐
+//!             ▼                                                            │
+//!   Start ──▶ Open ──┬──▶ Read ──▶ Over                                    │
+//!                    └──▶ Refused ─────────────────────────────────────────┴──▶ Over
+//! ```
+//!
+//! The protocol is OpenAI's (<https://platform.openai.com/docs/api-reference/chat>), as it is
+//! spoken by Ollama, llama.cpp, vLLM, LM Studio, LiteLLM, OpenRouter, Azure and many more, each in
+//! its own way.
+
+mod chunks;
+mod request;
+mod seam;
+mod tools;
+
+use self::chunks::Chunks;
+use self::request::{Body, Shape, endpoint};
+use super::events::Reading;
+use super::fetch::{Fetch, is_success};
+use super::refusal::refusal;
+use super::{Out, Setting, Step};
+use crate::error::{Error, ErrorKind};
+use crate::message::Conversation;
+use crate::transport::{Answer, Exchange, Request};
+
+pub(crate) use self::request::Repairs;
+
+/// A chat with an OpenAI-compatible service.
+pub(crate) struct Chat {
+    setting: Setting,
+    body: Body,
+    shape: Shape,
+    /// The request's shape has been changed in this chat: so often.
+    repairs: u8,
+    phase: Phase,
+    chunks: Chunks,
+}
+
+/// How many members of a request a service may refuse.
+const MAX_REPAIRS: u8 = 2;
+
+enum Phase {
+    Start,
+    Open(Box<Exchange>),
+    Read(Box<Reading>),
+    /// Reading why the request was refused.
+    Refused(Box<Fetch>),
+    Over,
+}
+
+impl Chat {
+    pub fn new(setting: Setting, talk: Conversation) -> Chat {
+        Chat {
+            body: Body::new(&setting.config, talk),
+            shape: setting.repairs.shape(),
+            repairs: 0,
+            phase: Phase::Start,
+            chunks: Chunks::new(setting.config.max_reply_bytes),
+            setting,
+        }
+    }
+
+    /// The request is sent anew: another try of the same chat.
+    pub fn restart(&mut self) {
+        self.phase = Phase::Start;
+    }
+
+    /// The chat is over: lets go of its connection.
+    pub fn stop(&mut self) {
+        self.phase = Phase::Over;
+    }
+
+    /// One step.
+    pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Start => {
+                let exchange = self.request();
+                out.reply.url = Some(exchange.shown_url().to_owned());
+                self.phase = Phase::Open(Box::new(exchange));
+            }
+            Phase::Open(mut exchange) => {
+                self.phase = match exchange.advance()? {
+                    Some(answer) => self.answered(*exchange, answer, out),
+                    None => Phase::Open(exchange),
+                };
+            }
+            Phase::Refused(mut fetch) => {
+                self.phase = match fetch.advance()? {
+                    Some((answer, bytes)) => self.refused(&fetch, &answer, &bytes, out)?,
+                    None => Phase::Refused(fetch),
+                };
+            }
+            Phase::Read(mut reading) => {
+                let step = reading.advance(&mut self.chunks, out);
+                match step {
+                    Ok(Step::Going) => self.phase = Phase::Read(reading),
+                    Ok(Step::Done) => {
+                        self.chunks.end(out);
+                        reading.leave();
+                    }
+                    Err(_) => self.chunks.end(out),
+                }
+                return step;
+            }
+            Phase::Over => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "a chat that is over went on",
+                ));
+            }
+        }
+        Ok(Step::Going)
+    }
+
+    fn answered(&self, exchange: Exchange, answer: Answer, out: &mut Out) -> Phase {
+        let url = exchange.shown_url();
+        out.reply.http_status = Some(answer.status);
+        out.reply.request_id = answer.header("x-request-id").map(str::to_owned);
+        out.note(|| format!("POST {url}: HTTP {}", answer.status));
+        if !is_success(answer.status) {
+            return Phase::Refused(Box::new(Fetch::rest_of(exchange, answer)));
+        }
+        self.setting.repairs.remember(self.shape);
+        Phase::Read(Box::new(Reading::new(url.to_owned(), answer.body)))
+    }
+
+    /// What follows a refusal: the request in another shape, or the error.
+    fn refused(
+        &mut self,
+        fetch: &Fetch,
+        answer: &Answer,
+        bytes: &[u8],
+        out: &mut Out,
+    ) -> Result<Phase, Error> {
+        let config = &self.setting.config;
+        let repaired = match answer.status {
+            400 | 422 if self.repairs < MAX_REPAIRS => {
+                let words = String::from_utf8_lossy(bytes);
+                self.body.repaired(self.shape, &words)
+            }
+            _ => None,
+        };
+        let Some(shape) = repaired else {
+            let url = fetch.shown_url();
+            return Err(refusal("the chat", url, answer, bytes, config, out));
+        };
+        self.shape = shape;
+        self.repairs += 1;
+        out.note(|| "a member of the request was refused: trying without it".into());
+        Ok(Phase::Start)
+    }
+
+    fn request(&self) -> Exchange {
+        let config = &self.setting.config;
+        let (url, shown_url) = endpoint(&config.base_url);
+        let mut headers = vec![
+            ("accept", "*/*".to_owned()),
+            ("content-type", "application/json".to_owned()),
+            ("user-agent", config.user_agent.clone()),
+        ];
+        if let Some(key) = &config.api_key {
+            headers.push(("authorization", format!("Bearer {key}")));
+        }
+        self.setting.exchange(Request {
+            url,
+            shown_url,
+            headers,
+            user_headers: config.headers.clone(),
+            body: Some(self.body.write(config, self.shape)),
+        })
+    }
+}

@@ -1,0 +1,233 @@
+//! What a service's no means, and what to do about it.
+
+use std::time::{Duration, SystemTime};
+
+use super::json::{parse_json, service_error, text_of};
+use super::{Out, SHOWN_ERROR};
+use crate::config::{Config, GPTALK_BASE_URL, Protocol};
+use crate::error::{Error, ErrorKind};
+use crate::transport::Answer;
+
+/// The longest wait that a service may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// Where services that run at home listen, unless told otherwise.
+const KNOWN_PORTS: &[(u16, &str)] = &[
+    (11434, "Ollama"),
+    (1234, "LM Studio"),
+    (8000, "vLLM"),
+    (8080, "llama.cpp"),
+    (4000, "LiteLLM"),
+];
+
+/// The error that an answer with another status than 2xx means. `what` was asked for at `url`.
+pub(super) fn refusal(
+    what: &str,
+    url: &str,
+    answer: &Answer,
+    bytes: &[u8],
+    config: &Config,
+    out: &Out,
+) -> Error {
+    let status = answer.status;
+    let kind = match status {
+        401 | 403 => ErrorKind::Auth,
+        429 => ErrorKind::RateLimit,
+        300..=499 => ErrorKind::Request,
+        500..=599 => ErrorKind::Server,
+        _ => ErrorKind::Protocol,
+    };
+    let said = parse_json(bytes).map(|json| service_error(&json));
+    let said = said.unwrap_or_default();
+    let words = match &said.words {
+        Some(words) => out.excerpt(words.as_bytes()),
+        None => out.excerpt(title(bytes).unwrap_or(bytes)),
+    };
+    let advice = match status {
+        300..=399 => {
+            let target = answer.header("location").unwrap_or("nowhere");
+            let target = target.split(['?', '#']).next().unwrap_or_default();
+            format!("; redirects are not followed, this one leads to {target}: set base_url to it")
+        }
+        429 if said.is_final => "; the quota is used up: another try is of no use".into(),
+        429 => "; wait before the next try".into(),
+        500..=599 => "; try again later".into(),
+        _ => match config.protocol {
+            Protocol::Gptalk => gptalk_advice(status).to_owned(),
+            Protocol::Openai => openai_advice(status, &said.code, &words, config),
+        },
+    };
+    let colon = if words.is_empty() { "" } else { ": " };
+    let error = Error::new(
+        kind,
+        format!("{url} refused {what} with HTTP {status}{colon}{words}{advice}"),
+    )
+    .with_http_status(status)
+    .with_retry_after(retry_after(answer))
+    .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !said.is_final)
+    .with_body(out.beginning(bytes, SHOWN_ERROR));
+    match said.code {
+        Some(code) => error.with_code(code),
+        None => error,
+    }
+}
+
+/// The error that a service reports in an answer of status 200.
+pub(super) fn reported(json: &serde_json::Value, url: &str, out: &Out) -> Error {
+    let said = service_error(json);
+    let words = said.words.or_else(|| text_of(json)).unwrap_or_default();
+    let words = out.excerpt(words.as_bytes());
+    // Of a request that is wrong, another try is wrong too.
+    let is_ours = match said.code.as_deref() {
+        Some("invalid_request_error" | "context_length_exceeded") => true,
+        Some("408" | "409" | "429") | None => false,
+        Some(code) => code.parse().is_ok_and(|code| (400..500).contains(&code)),
+    };
+    let error = Error::new(
+        ErrorKind::Server,
+        format!("{url} reported an error inside the stream: {words}"),
+    )
+    .with_retryable(!is_ours && !said.is_final);
+    match said.code {
+        Some(code) => error.with_code(code),
+        None => error,
+    }
+}
+
+fn gptalk_advice(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "; it does not accept who you are",
+        404 | 405 => "; is base_url the right one?",
+        _ => "",
+    }
+}
+
+fn openai_advice(status: u16, code: &Option<String>, words: &str, config: &Config) -> String {
+    let names_model = |text: &str| text.to_ascii_lowercase().contains("model");
+    let names_model = names_model(words) || code.as_deref().is_some_and(names_model);
+    match (status, &config.model) {
+        (401 | 403, _) if !config.has_key() => {
+            "; no key was sent: set api_key (GPTALK_API_KEY, OPENAI_API_KEY)".into()
+        }
+        (401 | 403, _) => "; is api_key the one for this service?".into(),
+        (400 | 404 | 422, Some(model)) if names_model => {
+            format!("; model is \"{model}\": is it one that the service has?")
+        }
+        (400 | 404 | 422, None) if names_model => {
+            "; set model (GPTALK_MODEL) to one that the service has".into()
+        }
+        (404 | 405, _) => format!("; {WHERE_TO_LOOK}"),
+        _ => String::new(),
+    }
+}
+
+/// What a wrong path has for advice.
+const WHERE_TO_LOOK: &str = "set base_url to what stands before /chat/completions in the service's \
+     documents, such as http://127.0.0.1:11434/v1, and protocol to gptalk if it is a GPTalk service";
+
+/// What is known of a failure that no single answer tells: the end of its sentence.
+pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
+    let url = &config.base_url;
+    let is_local = crate::url::is_private_host(&url.host);
+    if error.code() == Some("connect") {
+        let known = KNOWN_PORTS.iter().find(|(port, _)| *port == url.port);
+        return Some(match known.filter(|_| is_local) {
+            Some((port, name)) if config.protocol == Protocol::Openai => {
+                format!("; is {name} running on {port}?")
+            }
+            _ => "; is the service running there?".to_owned() + &public_service(config),
+        });
+    }
+    let is_theirs = matches!(
+        error.kind(),
+        ErrorKind::Network
+            | ErrorKind::Tls
+            | ErrorKind::Timeout
+            | ErrorKind::Auth
+            | ErrorKind::Request
+            | ErrorKind::Server
+            | ErrorKind::Protocol
+    );
+    if !is_theirs {
+        return None;
+    }
+    let path = url.path.as_str();
+    let hint = match config.protocol {
+        Protocol::Gptalk
+            if config.api_key.is_some()
+                || path.ends_with("/v1")
+                || path.ends_with("/chat/completions") =>
+        {
+            "; an api_key or such a base_url is for an OpenAI-compatible service: set protocol to \
+             openai (GPTALK_PROTOCOL)"
+                .to_owned()
+        }
+        Protocol::Gptalk => public_service(config),
+        Protocol::Openai if is_gptalk_address(config) => {
+            "; base_url is a GPTalk service's: set protocol to gptalk (GPTALK_PROTOCOL)".to_owned()
+        }
+        Protocol::Openai if error.http_status().is_none() && is_elsewhere(error) => {
+            format!("; {WHERE_TO_LOOK}")
+        }
+        Protocol::Openai => String::new(),
+    };
+    Some(hint).filter(|hint| !hint.is_empty())
+}
+
+fn public_service(config: &Config) -> String {
+    match config.protocol {
+        Protocol::Gptalk if config.base_url_is_default => format!(
+            "; the public service {GPTALK_BASE_URL} is known not to work: set base_url \
+             (GPTALK_BASE_URL) to a service of your own"
+        ),
+        _ => String::new(),
+    }
+}
+
+fn is_gptalk_address(config: &Config) -> bool {
+    let url = &config.base_url;
+    url.host == "gptalk.net"
+        || url.host.ends_with(".gptalk.net")
+        || url.path.contains("/api/chatgpt")
+}
+
+/// Whether what answered with status 200 looks like something else than what was meant.
+fn is_elsewhere(error: &Error) -> bool {
+    let text = error.to_string();
+    // A page, or another API's answer. vLLM sends a lone `[DONE]` where the model failed.
+    let is_strange =
+        error.code() == Some("empty") && text.contains("no event, but") && !text.contains("[DONE]");
+    // LM Studio's words.
+    is_strange || text.contains("Unexpected endpoint")
+}
+
+/// What an HTML page is titled: its cause, where its source would only show its style.
+fn title(bytes: &[u8]) -> Option<&[u8]> {
+    let find = |text: &[u8], word: &[u8]| {
+        text.windows(word.len())
+            .position(|window| window.eq_ignore_ascii_case(word))
+    };
+    let start = find(bytes, b"<title>")? + b"<title>".len();
+    let length = find(&bytes[start..], b"</title>")?;
+    Some(&bytes[start..start + length]).filter(|title| !title.trim_ascii().is_empty())
+}
+
+/// How long the service asks to wait: `retry-after-ms`, or `Retry-After` as seconds or a date
+/// (RFC 9110, section 10.2.3). Nonsense is as good as nothing.
+fn retry_after(answer: &Answer) -> Option<Duration> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let date = |text: &str| {
+        let until = httpdate::parse_http_date(text.trim()).ok()?;
+        let wait = until.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(wait.as_secs_f64())
+    };
+    let sane = |seconds: &f64| seconds.is_finite() && *seconds >= 0.0;
+    let ms = answer.header("retry-after-ms").and_then(number);
+    let seconds = ms.map(|ms| ms / 1000.0).filter(sane).or_else(|| {
+        let text = answer.header("retry-after")?;
+        number(text).or_else(|| date(text)).filter(sane)
+    })?;
+    Some(Duration::from_secs_f64(
+        seconds.min(MAX_RETRY_AFTER.as_secs_f64()),
+    ))
+}
