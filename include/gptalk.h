@@ -115,7 +115,18 @@ extern "C" {
  * [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
  * ```
  *
- * or an object: a request body with "messages" and whatever else, merged over the defaults.
+ * or an object: a request body with "messages" and whatever else, whose members replace the
+ * defaults. Of an OpenAI-compatible service that may be tools, an image, an answer in JSON:
+ *
+ * ```c
+ * {"messages": [{"role": "user", "content": [
+ *      {"type": "text", "text": "What is on this picture?"},
+ *      {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0..."}}]}],
+ *  "response_format": {"type": "json_schema", "json_schema": {"name": "picture", "strict": true,
+ *      "schema": {"type": "object", "properties": {"objects": {"type": "array",
+ *          "items": {"type": "string"}}}, "required": ["objects"], "additionalProperties": false}}}}
+ * ```
+ *
  * `cb` may be NULL: read "text" then. `userdata` is handed to `cb` as it is.
  *
  * Returns GPTALK_OK when the reply is complete. The outcome is at gptalk_get(NULL, ...) on the
@@ -127,7 +138,9 @@ extern "C" {
  *     fprintf(stderr, "%s\n", gptalk_get(NULL, "error"));
  * ```
  */
-gptalk_status gptalk_chat(const char *msgs_json, gptalk_callback cb, void *userdata);
+gptalk_status gptalk_chat(const char *msgs_json,
+                          gptalk_callback cb,
+                          void *userdata);
 
 /**
  * A client: options, connections, and one chat at a time. Release it with gptalk_client_free().
@@ -172,12 +185,12 @@ gptalk_status gptalk_client_chat(gptalk_client *client,
  *
  * | key | meaning | default |
  * |-----|---------|---------|
- * | protocol | "gptalk", or "openai" (not built yet in this version) | gptalk |
- * | base_url | the service; without a scheme it is http for loopback and private addresses, else https | https://gptalk.net, whose public service is known not to work: set your own |
- * | api_key | openai only | none |
- * | model | | gpt-3.5-turbo (the one model known of the public service; other names are passed on) |
- * | temperature | a number | 0 |
- * | max_tokens | openai only | the service's own |
+ * | protocol | "gptalk", or "openai": any service with OpenAI-compatible chat completions | gptalk |
+ * | base_url | the service; without a scheme it is http for loopback and private addresses, else https. openai: a host, .../v1, .../v1/ or the full endpoint; a query is kept | gptalk: https://gptalk.net, whose public service is known not to work: set your own; openai: OPENAI_BASE_URL in the environment, else https://api.openai.com/v1 |
+ * | api_key | openai only: goes over plain http to loopback and private addresses alone (else GPTALK_MISUSE, and nothing is sent) | OPENAI_API_KEY in the environment, else none |
+ * | model | | gptalk: gpt-3.5-turbo (the one model known of the public service; other names are passed on); openai: left out, which local servers take and others refuse |
+ * | temperature | a number | gptalk: 0; openai: the service's own |
+ * | max_tokens | openai only: the longest reply; sent as max_completion_tokens where the service wants that | the service's own |
  * | body | a JSON object whose members replace those of the request body | none |
  * | header | "Name: value"; may be set several times; NULL clears | none |
  * | proxy | http://, https://, socks5://, socks5h:// URL, with credentials; "none": direct | the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY, ALL_PROXY, NO_PROXY in both), but never for loopback |
@@ -187,7 +200,7 @@ gptalk_status gptalk_client_chat(gptalk_client *client,
  * | idle_timeout_ms | silence inside a reply | 120000 |
  * | timeout_ms | the whole chat, retries and their waits included | 0 |
  * | retries | how often a chat that failed before its first text is tried again | 2 |
- * | max_reply_bytes | the longest reply | 67108864 |
+ * | max_reply_bytes | the longest reply, its reasoning and tool calls included | 67108864 |
  * | user_agent | | gptalk/<version> |
  * | app_id | the GPTalk protocol's application id | 2229 |
  * | fingerprint | what the GPTalk protocol logs in with | random for each login |
@@ -260,16 +273,26 @@ int gptalk_cancel(gptalk_client *client);
  * | key | meaning |
  * |-----|---------|
  * | error | never NULL after a failure: one sentence that says what happened, to which URL, and what to do |
- * | error_code | the service's own code, or a stable word of ours: connect, dns, proxy, closed, connect_timeout, response_timeout, idle_timeout, timeout, header, line, reply, empty, json, token, expires_at; rewritten where the service changed text that was delivered already |
+ * | error_code | the service's own code, or a stable word of ours: connect, dns, proxy, closed, plain_http, connect_timeout, response_timeout, idle_timeout, timeout, header, line, reply, tool_calls, empty, json, token, expires_at; rewritten where the service changed text that was delivered already |
  * | error_body | the first 4 KiB of the service's error answer |
  * | text | all of the reply so far, also after a failure |
  * | reasoning | all of the model's thoughts so far |
- * | message | the assistant's message as JSON, ready for gptalk_push(msgs, NULL, message) |
- * | finish_reason | why the model stopped, in the service's words |
+ * | message | the assistant's message as JSON, tool calls included, ready for gptalk_push(msgs, NULL, message) |
+ * | finish_reason | why the model stopped, in the service's words: stop, length, tool_calls |
  * | usage | token counts, as the service's JSON |
  * | model | the model that answered |
  * | request_id | the service's name for the exchange |
  * | url | the URL of the last request, without its query |
+ *
+ * "message" and "usage" take a JSON pointer (RFC 6901) behind the key. A string comes without its
+ * quotes, another value as JSON; a string that is JSON itself, as the arguments of a tool call
+ * are, may be entered:
+ *
+ * ```c
+ * gptalk_get(client, "message/tool_calls/0/function/name")             // get_weather
+ * gptalk_get(client, "message/tool_calls/0/function/arguments/city")   // Paris
+ * gptalk_get(client, "message/tool_calls/1/id")                        // NULL: there is one call
+ * ```
  */
 const char *gptalk_get(const gptalk_client *client,
                        const char *key);
@@ -301,8 +324,14 @@ int64_t gptalk_get_int(const gptalk_client *client, const char *key);
  * gptalk_client_chat(client, msgs, on_text, NULL);
  * char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
  * ```
+ *
+ * A message of the role "tool" is the result of the first tool call in `msgs_json` that has none
+ * yet, and gets that call's id. So a tool round trip is: chat, push "message", push a result for
+ * each of its tool calls in their order, chat again. examples/tools.c is a whole program.
  */
-char *gptalk_push(const char *msgs_json, const char *role, const char *content);
+char *gptalk_push(const char *msgs_json,
+                  const char *role,
+                  const char *content);
 
 /**
  * Releases what gptalk_push() gave. NULL is fine.

@@ -314,28 +314,34 @@ impl ClientBuilder {
     }
 
     /// The service's URL; without a scheme it is `http` for loopback and private addresses, else
-    /// `https`. Defaults to [`GPTALK_BASE_URL`](crate::GPTALK_BASE_URL).
+    /// `https`. For [`Protocol::Openai`] a host, `.../v1`, `.../v1/` and the full endpoint are all
+    /// understood, and a query is kept. Defaults to [`GPTALK_BASE_URL`](crate::GPTALK_BASE_URL), or
+    /// to `OPENAI_BASE_URL` in the environment and [`OPENAI_BASE_URL`](crate::OPENAI_BASE_URL).
     pub fn base_url(self, url: &str) -> Self {
         self.option("base_url", url)
     }
 
-    /// The key of an OpenAI-compatible service. Defaults to none.
+    /// The key of an OpenAI-compatible service. Over plain `http` it goes to loopback and private
+    /// addresses alone: else the chat fails with [`ErrorKind::Misuse`], and nothing is sent.
+    /// Defaults to `OPENAI_API_KEY` in the environment, or none.
     pub fn api_key(self, key: &str) -> Self {
         self.option("api_key", key)
     }
 
-    /// The model. Defaults to `gpt-3.5-turbo` for GPTalk.
+    /// The model. Defaults to `gpt-3.5-turbo` for GPTalk; else it is left out, which local
+    /// servers take and others refuse.
     pub fn model(self, model: &str) -> Self {
         self.option("model", model)
     }
 
-    /// How much chance there is in the reply. Defaults to 0 for GPTalk.
+    /// How much chance there is in the reply. Defaults to 0 for GPTalk, else to the service's
+    /// own.
     pub fn temperature(self, temperature: f64) -> Self {
         self.set("temperature", temperature)
     }
 
-    /// The longest reply, in tokens; the GPTalk protocol has no such member. Defaults to the
-    /// service's own.
+    /// The longest reply, in tokens; the GPTalk protocol has no such member. It is sent as
+    /// `max_completion_tokens` where the service wants that. Defaults to the service's own.
     pub fn max_tokens(self, tokens: u64) -> Self {
         self.set("max_tokens", tokens)
     }
@@ -388,7 +394,7 @@ impl ClientBuilder {
         self.set("retries", retries)
     }
 
-    /// The longest reply, in bytes. Defaults to 64 MiB.
+    /// The longest reply, in bytes, its reasoning and tool calls included. Defaults to 64 MiB.
     pub fn max_reply_bytes(self, bytes: u64) -> Self {
         self.set("max_reply_bytes", bytes)
     }

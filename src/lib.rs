@@ -37,10 +37,40 @@
 //!
 //! # Protocols
 //!
-//! The GPTalk protocol: log in, use the token for at most 5 chats or until it expires, submit the
+//! [`Protocol::Gptalk`]: log in, use the token for at most 5 chats or until it expires, submit the
 //! text, read the stream. Its logins are shared by all clients of the process. The public service
 //! at <https://gptalk.net> does not work as far as is known ([`GPTALK_NET_WORKS`]), so set
 //! [`base_url`](ClientBuilder::base_url).
+//!
+//! [`Protocol::Openai`]: chat completions as OpenAI defined them and as Ollama, llama.cpp, vLLM,
+//! LM Studio, LiteLLM, OpenRouter, Azure and many others speak them. Whatever else a request is to
+//! have goes beside the messages, and is passed through untouched:
+//!
+//! ```no_run
+//! use gptalk::{Client, Conversation, Protocol};
+//!
+//! let client = Client::builder()
+//!     .protocol(Protocol::Openai)
+//!     .base_url("http://127.0.0.1:11434")
+//!     .model("llama3.2-vision")
+//!     .build()?;
+//! let request = Conversation::from_json(
+//!     r#"{
+//!         "messages": [{"role": "user", "content": [
+//!             {"type": "text", "text": "What is on this picture?"},
+//!             {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0..."}}]}],
+//!         "response_format": {"type": "json_schema", "json_schema": {"name": "picture",
+//!             "schema": {"type": "object", "required": ["objects"], "properties": {
+//!                 "objects": {"type": "array", "items": {"type": "string"}}}}}}
+//!     }"#,
+//! )?;
+//! println!("{}", client.complete(request)?.text);
+//! # Ok::<(), gptalk::Error>(())
+//! ```
+//!
+//! Tools are such a member too. The model's calls are in [`Reply::tool_calls`]; [`Reply::message`]
+//! is pushed on the conversation, then a [`Message::tool`] for each call, and the model is asked
+//! again.
 
 mod auth;
 mod cancel;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 /// The outcome of a chat: the reply's text and all that is known about it.
 ///
-/// `None` means that the service did not report it. The GPTalk protocol reports neither
-/// `finish_reason`, `usage`, `model` nor `request_id`.
+/// `None` means that the service did not report it. The GPTalk protocol knows neither
+/// `finish_reason`, `usage` nor `model`.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Reply {
@@ -24,11 +24,12 @@ pub struct Reply {
     pub tool_calls: Vec<Value>,
     /// Why the model stopped, in the service's words: `stop`, `length`, `tool_calls`.
     pub finish_reason: Option<String>,
-    /// Token counts, as the service's JSON.
+    /// Token counts, as the service's JSON; of several, the last.
     pub usage: Option<Value>,
     /// The model that answered, as the service names it.
     pub model: Option<String>,
-    /// The service's own name for this exchange.
+    /// The service's own name for this exchange: the header `x-request-id`, else the `id` in the
+    /// first chunk.
     pub request_id: Option<String>,
     /// The URL of the last request, without its query.
     pub url: Option<String>,
