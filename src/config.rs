@@ -206,10 +206,6 @@ impl Config {
                 },
             )?,
         };
-        let mut api_key = first(layers, |o| o.api_key.clone());
-        if let (None, Some(key)) = (&api_key, openai_var("OPENAI_API_KEY")) {
-            api_key = Some(secret_text("in the environment, OPENAI_API_KEY", key)?);
-        }
         if protocol == Protocol::Gptalk && base_url.query.is_some() {
             return Err(Error::misuse(
                 "base_url: a query (?...) has no meaning in the gptalk protocol: leave it out",
@@ -221,6 +217,12 @@ impl Config {
         };
         let headers = layers.iter().map(|o| &o.headers).find(|h| !h.is_empty());
         let headers = headers.cloned().unwrap_or_default();
+        let mut api_key = first(layers, |o| o.api_key.clone());
+        if let (None, Some(key)) = (&api_key, openai_var("OPENAI_API_KEY")) {
+            let key = secret_text("in the environment, OPENAI_API_KEY", key)?;
+            // Another service's key, given in another way, is not joined by OpenAI's.
+            api_key = Some(key).filter(|_| !carries_a_key(&headers, &base_url));
+        }
         // A header of that name goes over the option, wherever the option is used.
         let mut own = headers.iter().filter(|(name, _)| name == "user-agent");
         let own_agent = own.next().map(|(_, value)| value.clone());
@@ -258,27 +260,36 @@ impl Config {
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let proxy = self.proxy.iter().flat_map(|proxy| &proxy.credentials);
         let headers = self.headers.iter().filter(|(name, _)| names_a_secret(name));
-        let query = self.base_url.query.iter().flat_map(|q| q.split('&'));
-        let query = query.filter_map(|pair| pair.split_once('='));
-        let query = query.filter(|(name, _)| names_a_secret(&name.to_ascii_lowercase()));
+        let query = secrets_in_query(&self.base_url);
         proxy
             .map(|(_, password)| password.as_str())
             .chain(self.api_key.as_deref())
             .chain(self.fingerprint.as_deref())
             .chain(headers.flat_map(|(_, value)| secrets_in(value)))
-            .chain(query.map(|(_, value)| value))
+            .chain(query)
     }
 
-    /// Whether a key goes with the request: the option, or a header that services take one in.
+    /// Whether a key goes with the request: the option, or in a header or the query.
     pub fn has_key(&self) -> bool {
-        let takes_key = |name: &str| matches!(name, "authorization" | "api-key" | "x-api-key");
-        self.api_key.is_some() || self.headers.iter().any(|(name, _)| takes_key(name))
+        self.api_key.is_some() || carries_a_key(&self.headers, &self.base_url)
     }
 
     /// Whether a key would be readable on the way to the service.
     pub fn exposes_key(&self) -> bool {
         self.protocol == Protocol::Openai && !self.base_url.https && self.has_key()
     }
+}
+
+fn carries_a_key(headers: &[(String, String)], url: &Url) -> bool {
+    headers.iter().any(|(name, _)| names_a_secret(name)) || secrets_in_query(url).next().is_some()
+}
+
+fn secrets_in_query(url: &Url) -> impl Iterator<Item = &str> {
+    let members = url.query.iter().flat_map(|query| query.split('&'));
+    let members = members.filter_map(|member| member.split_once('='));
+    members
+        .filter(|(name, _)| names_a_secret(&name.to_ascii_lowercase()))
+        .map(|(_, value)| value)
 }
 
 /// Whether a header or a query's member of this name (in lower case) carries a credential.

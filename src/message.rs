@@ -128,8 +128,8 @@ impl Conversation {
 
     /// Adds a message at the end.
     ///
-    /// One of the role `tool` is the result of the first tool call that has none yet: it gets that
-    /// call's id as its `tool_call_id`.
+    /// One of the role `tool` is a result for the last message that has tool calls: it gets the
+    /// id of the first of them that has none yet as its `tool_call_id`.
     pub fn push(&mut self, message: Message) {
         let message = self.message(&message.role, &message.content);
         self.messages.push(message);
@@ -143,21 +143,31 @@ impl Conversation {
         message
     }
 
-    /// The id of the first tool call that has no result yet.
+    /// The id of the first of the last tool calls that has no result yet.
     fn open_call(&self) -> Option<&str> {
-        let calls = |message| Value::as_array(Value::get(message, "tool_calls")?);
+        let calls = |message| {
+            let calls = Value::as_array(Value::get(message, "tool_calls")?)?;
+            (!calls.is_empty()).then_some(calls)
+        };
         let at = self
             .messages
             .iter()
             .rposition(|message| calls(message).is_some())?;
-        let has_result = |id: &str| {
-            let mut results = self.messages[at..].iter();
-            results.any(|result| result.get("tool_call_id").is_some_and(|known| known == id))
-        };
-        calls(&self.messages[at])?
+        let results = self.messages[at..].iter();
+        let mut results: Vec<_> = results
+            .filter_map(|result| text(result, "tool_call_id"))
+            .collect();
+        let mut ids = calls(&self.messages[at])?
             .iter()
-            .filter_map(|call| call.get("id")?.as_str())
-            .find(|id| !has_result(id))
+            .filter_map(|call| text(call, "id"));
+        // Two calls may have the same id.
+        ids.find(|id| match results.iter().position(|known| known == id) {
+            Some(at) => {
+                results.swap_remove(at);
+                false
+            }
+            None => true,
+        })
     }
 
     /// Adds a message given as JSON, such as [`Reply::message`](crate::Reply::message).
@@ -216,13 +226,14 @@ impl Conversation {
     /// Role and content of each message, in order.
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.messages.iter().map(|message| {
-            let role = message
-                .get("role")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+            let role = text(message, "role").unwrap_or_default();
             (role, message.get("content").unwrap_or(&Value::Null))
         })
     }
+}
+
+fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    object.get(name)?.as_str()
 }
 
 fn check(message: &Value) -> Result<(), &'static str> {

@@ -295,7 +295,7 @@ impl Stream {
             self.outcome = Some(error);
         }
         // The connection goes now, not when the caller drops what it may keep.
-        self.chat.stop();
+        self.chat.stop(&mut self.out.reply);
     }
 }
 

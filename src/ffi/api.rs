@@ -513,8 +513,8 @@ pub unsafe extern "C-unwind" fn gptalk_get_int(
 /// char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
 /// ```
 ///
-/// A message of the role "tool" is the result of the first tool call in `msgs_json` that has none
-/// yet, and gets that call's id. So a tool round trip is: chat, push "message", push a result for
+/// A message of the role "tool" is a result for the last message in `msgs_json` that has tool calls,
+/// and gets the id of the first of them that has none yet. So a tool round trip is: chat, push "message", push a result for
 /// each of its tool calls in their order, chat again. examples/tools.c is a whole program.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_push(

@@ -6,6 +6,7 @@ use std::ffi::c_char;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::protocol::parse_event;
 use crate::reply::Reply;
 
 /// What there is to tell.
@@ -88,7 +89,7 @@ fn inside(json: &str, pointer: &str) -> Option<String> {
     let mut value: Value = serde_json::from_str(json).ok()?;
     for name in pointer.split('/') {
         if let Value::String(text) = &value {
-            value = serde_json::from_str(text).ok()?;
+            value = parse_event(text).ok()?.0;
         }
         let name = name.replace("~1", "/").replace("~0", "~");
         value = match value {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! Body ──▶ Lines ──▶ data lines ──▶ JSON ──▶ Dialect::event ──▶ Out
-//!            └─ `{` or `[` where a line begins: JSON where a stream was asked for, gathered whole
+//!            └─ `{` or `[` where a line begins: bare JSON, gathered until its last bracket
 //! ```
 
 use serde_json::Value;
 
-use super::json::{Halves, parse_event, value_length};
-use super::{EXCERPT, MAX_JSON, Out, Step};
+use super::json::{Brackets, Halves, parse_event};
+use super::{EXCERPT, MAX_JSON, MAX_SECRET, Out, Step};
 use crate::error::{Error, ErrorKind};
 use crate::sse::{self, LineTooLong, Lines, MAX_LINE};
 use crate::transport::{Body, Part};
@@ -24,6 +24,9 @@ pub(super) trait Dialect {
 
     /// Reads an event.
     fn event(&mut self, event: Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error>;
+
+    /// Whether an event has brought the beginning of a reply.
+    fn has_begun(&self) -> bool;
 
     /// Whether the reply is complete where the body ends in good order without a `[DONE]`.
     fn is_complete(&self, out: &Out) -> bool;
@@ -59,12 +62,11 @@ pub(super) struct Reading {
     bare: Option<Bare>,
 }
 
-/// JSON without a field name, being gathered.
+/// A JSON document without a field name, being gathered.
 #[derive(Default)]
 struct Bare {
     bytes: Vec<u8>,
-    /// How much of it was found not to be whole.
-    looked_at: usize,
+    brackets: Brackets,
 }
 
 impl Reading {
@@ -92,100 +94,65 @@ impl Reading {
     pub fn advance<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
         let part = match self.body.read() {
             Ok(Part::Data(part)) => part,
-            // Whoever has sent a whole document need not close the connection too.
-            Ok(Part::Pending) => return self.settle(false, dialect, out),
+            Ok(Part::Pending) => return Ok(Step::Going),
             Ok(Part::End) => return self.ended(dialect, out),
             Err(error) => return self.broke(error, dialect, out),
         };
         let may_be_bare = !self.events.begun || !D::LINES_ARE_EVENTS;
         if self.bare.is_none() && may_be_bare && opens_json(self.lines.peek(part)) {
-            self.bare = Some(Bare {
+            let mut bare = Bare {
                 bytes: std::mem::take(&mut self.lines).into_rest(),
-                looked_at: 0,
-            });
-        }
-        if let Some(bare) = &mut self.bare {
-            bare.bytes.extend_from_slice(part);
-            let used = part.len();
-            self.body.consume(used);
-            return match bare.bytes.len() {
-                0..=MAX_JSON => Ok(Step::Going),
-                _ => Err(too_long(
-                    &self.events.url,
-                    "more than 1 MiB of JSON",
-                    "json",
-                )),
+                ..Bare::default()
             };
+            bare.brackets.feed(&bare.bytes);
+            self.bare = Some(bare);
         }
-        let mut left = part;
-        let line = self
-            .lines
-            .next(&mut left)
-            .map_err(|LineTooLong| line_too_long(&self.events.url))?;
-        let used = part.len() - left.len();
-        self.events.see(&part[..used]);
-        let step = match line {
-            Some(line) => self.events.line(line, dialect, out),
-            None => Ok(Step::Going),
+        let (used, step) = match &mut self.bare {
+            Some(bare) => {
+                let end = bare.brackets.feed(part);
+                let used = end.map_or(part.len(), |end| end + 1);
+                bare.bytes.extend_from_slice(&part[..used]);
+                self.events.see(part);
+                if bare.bytes.len() > MAX_JSON {
+                    let what = "more than 1 MiB of JSON";
+                    return Err(too_long(&self.events.url, what, "json"));
+                }
+                // Whoever has sent a whole document need not close the connection too.
+                let whole = end.and_then(|_| self.bare.take());
+                let step = match whole {
+                    Some(bare) => self.events.bare(&bare.bytes, dialect, out),
+                    None => Ok(Step::Going),
+                };
+                (used, step)
+            }
+            None => {
+                let mut left = part;
+                let line = self
+                    .lines
+                    .next(&mut left)
+                    .map_err(|LineTooLong| line_too_long(&self.events.url))?;
+                let used = part.len() - left.len();
+                self.events.see(&part[..used]);
+                let step = match line {
+                    Some(line) => self.events.line(line, dialect, out),
+                    None => Ok(Step::Going),
+                };
+                (used, step)
+            }
         };
         self.body.consume(used);
         step
     }
 
-    /// Reads the bare JSON that was gathered, if it is whole, and what is glued to it.
-    fn settle<D: Dialect>(
-        &mut self,
-        ended: bool,
-        dialect: &mut D,
-        out: &mut Out,
-    ) -> Result<Step, Error> {
-        let Some(mut bare) = self.bare.take() else {
-            return Ok(Step::Going);
-        };
-        if !ended && bare.looked_at == bare.bytes.len() {
-            self.bare = Some(bare);
-            return Ok(Step::Going);
-        }
-        let text = String::from_utf8_lossy(&bare.bytes);
-        let text = text.trim_start_matches('\u{FEFF}').trim();
-        self.events.see(&bare.bytes);
-        if is_done(text.as_bytes()) {
-            return self.events.done(out);
-        }
-        let Some(length) = value_length(text) else {
-            if ended {
-                return Err(self.events.cut_bare(out));
-            }
-            bare.looked_at = bare.bytes.len();
-            self.bare = Some(bare);
-            return Ok(Step::Going);
-        };
-        let (value, rest) = text.split_at(length);
-        if self.events.bare(value, dialect, out)? == Step::Done {
-            return Ok(Step::Done);
-        }
-        for line in rest.lines() {
-            let line = line.trim_start().as_bytes();
-            if is_done(line) || self.events.line(line, dialect, out)? == Step::Done {
-                return Ok(Step::Done);
-            }
-        }
-        match dialect.is_complete(out) {
-            true => Ok(Step::Done),
-            false => Ok(Step::Going),
-        }
-    }
-
     /// The body has come to its end, in good order.
     fn ended<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
-        if self.settle(true, dialect, out)? == Step::Done {
-            return Ok(Step::Done);
+        if self.bare.is_some() {
+            return Err(self.events.cut(out));
         }
         match self.events.last_line(self.lines.rest(), dialect, out)? {
             LastLine::Done => Ok(Step::Done),
-            LastLine::Whole if !self.events.begun => Err(self.events.empty(out)),
-            LastLine::Whole if dialect.is_complete(out) => Ok(Step::Done),
-            _ => Err(self.events.cut()),
+            LastLine::Whole if self.events.begun && dialect.is_complete(out) => Ok(Step::Done),
+            _ => Err(self.events.cut(out)),
         }
     }
 
@@ -197,17 +164,18 @@ impl Reading {
         out: &mut Out,
     ) -> Result<Step, Error> {
         let rest = self.lines.rest();
-        if let Ok(LastLine::Done) = self.events.last_line(rest, dialect, out) {
-            return Ok(Step::Done);
+        match self.events.last_line(rest, dialect, out) {
+            Ok(LastLine::Done) => return Ok(Step::Done),
+            // The service's own words say more.
+            Err(error) if error.kind() == ErrorKind::Server => return Err(error),
+            _ => {}
         }
         self.events.see(rest);
-        self.events
-            .see(self.bare.as_ref().map_or(&[], |b| &b.bytes));
         let seen = out.excerpt(&self.events.seen);
         // Words without an event, and then silence: they may say why.
         Err(match self.events.begun || seen.is_empty() {
             true => error,
-            false => error.hinted(&format!("; what had come is no event: {seen}")),
+            false => error.hinted(&format!("; all that had come: {seen}")),
         })
     }
 }
@@ -236,16 +204,17 @@ struct Events {
     pending: Vec<u8>,
     /// Of the event that the next data line is a part of.
     origin: Origin,
-    /// What came before the first event, as far as an error would show it.
+    /// What came before the reply began, as far as an error would show it.
     seen: Vec<u8>,
-    /// There has been an event.
+    /// The reply has begun.
     begun: bool,
 }
 
 impl Events {
     fn see(&mut self, bytes: &[u8]) {
         if !self.begun {
-            let room = EXCERPT.saturating_sub(self.seen.len());
+            // Enough for a secret at the edge of the excerpt to be found whole.
+            let room = (EXCERPT + MAX_SECRET).saturating_sub(self.seen.len());
             self.seen.extend_from_slice(&bytes[..room.min(bytes.len())]);
         }
     }
@@ -326,6 +295,10 @@ impl Events {
         let text = String::from_utf8_lossy(&data);
         match parse_event(&text) {
             Ok((json, halves)) => self.hand_over(json, halves, &text, origin, dialect, out),
+            Err(_) if origin == Origin::NamedError => {
+                let words = Value::from(&*text);
+                self.hand_over(words, Halves::default(), &text, origin, dialect, out)
+            }
             Err(error) => Err(self.malformed(&data, &error, out)),
         }
     }
@@ -366,10 +339,15 @@ impl Events {
     /// A bare document.
     fn bare<D: Dialect>(
         &mut self,
-        text: &str,
+        bytes: &[u8],
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
+        if is_done(bytes) {
+            return self.done(out);
+        }
+        let text = String::from_utf8_lossy(bytes);
+        let text = text.trim_start_matches('\u{FEFF}').trim();
         match parse_event(text) {
             Ok((json, halves)) => self.hand_over(json, halves, text, Origin::Bare, dialect, out),
             Err(_) if !self.begun => Err(self.empty(out)),
@@ -386,7 +364,6 @@ impl Events {
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
-        self.begun = true;
         if out.wants_events {
             out.event.push_str(text);
         }
@@ -396,7 +373,9 @@ impl Events {
             halves,
             origin,
         };
-        dialect.event(event, &self.url, out)
+        let step = dialect.event(event, &self.url, out);
+        self.begun = dialect.has_begun();
+        step
     }
 
     /// `[DONE]` has come.
@@ -420,22 +399,16 @@ impl Events {
         .with_code("json")
     }
 
-    fn cut(&self) -> Error {
+    /// The body ended in good order, in the middle of the reply, or of what came in its place.
+    fn cut(&self, out: &Out) -> Error {
+        if !self.begun {
+            return self.empty(out);
+        }
+        let url = &self.url;
         Error::new(
             ErrorKind::Truncated,
-            format!(
-                "the reply from {} ended before its end was told: it was cut",
-                self.url
-            ),
+            format!("the reply from {url} ended before its end was told: it was cut"),
         )
-    }
-
-    /// A bare document ended in its middle.
-    fn cut_bare(&self, out: &Out) -> Error {
-        match self.begun {
-            true => self.cut(),
-            false => self.empty(out),
-        }
     }
 }
 

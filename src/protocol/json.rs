@@ -62,13 +62,13 @@ pub(super) fn parse_json(bytes: &[u8]) -> Option<Value> {
 /// The halves of a character at the edges of the strings of an event: a lone low surrogate where
 /// one begins, a lone high one where one ends. In the text each stands as U+FFFD.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Halves {
+pub(crate) struct Halves {
     pub low: Option<u16>,
     pub high: Option<u16>,
 }
 
 /// Parses an event; serde_json refuses lone surrogates (serde-rs/json#495): they are mended.
-pub(super) fn parse_event(text: &str) -> Result<(Value, Halves), serde_json::Error> {
+pub(crate) fn parse_event(text: &str) -> Result<(Value, Halves), serde_json::Error> {
     match serde_json::from_str(text) {
         Ok(json) => Ok((json, Halves::default())),
         Err(error) if text.contains("\\u") => {
@@ -81,27 +81,62 @@ pub(super) fn parse_event(text: &str) -> Result<(Value, Halves), serde_json::Err
     }
 }
 
-/// The length of the object or array that a text begins with, by its brackets; `None`: it is
-/// not whole.
-pub(super) fn value_length(text: &str) -> Option<usize> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    return Some(at + 1);
-                }
-            }
-            _ => {}
+/// Finds where an object or an array ends, by its brackets, as its text arrives.
+#[derive(Default)]
+pub(crate) struct Brackets {
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+    /// The last bracket has come.
+    pub closed: bool,
+}
+
+impl Brackets {
+    /// Looks at all that follows: whether the last bracket has come, and nothing was opened
+    /// behind it, is [`closed`](Brackets::closed).
+    pub fn feed_all(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = self.feed(bytes) {
+            bytes = &bytes[end + 1..];
         }
     }
-    None
+
+    /// Looks at what follows; where in it the last bracket stands, if it has come.
+    pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (at, byte) in bytes.iter().enumerate() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                _ if self.in_string => {}
+                b'{' | b'[' => {
+                    self.depth += 1;
+                    self.closed = false;
+                }
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    if self.depth == 0 {
+                        self.closed = true;
+                        return Some(at);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+/// Whether a value says nothing: null, false, 0, an empty string, array or object, or an object of
+/// such values.
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.values().all(is_empty),
+    }
 }
 
 /// Replaces escapes of lone surrogates by U+FFFD.

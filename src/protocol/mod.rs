@@ -17,6 +17,7 @@ use crate::message::Conversation;
 use crate::reply::Reply;
 use crate::transport::{Exchange, Limits, Pool, Request, Route};
 
+pub(crate) use json::parse_event;
 pub(crate) use openai::Repairs;
 pub(crate) use refusal::hint;
 
@@ -27,6 +28,8 @@ const MAX_ERROR: usize = 64 << 10;
 const SHOWN_ERROR: usize = 4 << 10;
 /// The longest excerpt in an error.
 const EXCERPT: usize = 512;
+/// The longest key or token, in bytes.
+const MAX_SECRET: usize = 8 << 10;
 
 /// All that the requests of a chat have in common.
 pub(crate) struct Setting {
@@ -80,10 +83,10 @@ impl Chat {
     }
 
     /// The chat is over: lets go of its connection and whatever else it holds.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, reply: &mut Reply) {
         match self {
             Chat::Gptalk(chat) => chat.stop(),
-            Chat::Openai(chat) => chat.stop(),
+            Chat::Openai(chat) => chat.stop(reply),
         }
     }
 

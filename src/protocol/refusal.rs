@@ -103,8 +103,19 @@ fn gptalk_advice(status: u16) -> &'static str {
 }
 
 fn openai_advice(status: u16, code: &Option<String>, words: &str, config: &Config) -> String {
-    let names_model = |text: &str| text.to_ascii_lowercase().contains("model");
-    let names_model = names_model(words) || code.as_deref().is_some_and(names_model);
+    // Of all that is said of models, what is said of one that is not there.
+    const ABSENT: &[&str] = &[
+        "not found",
+        "not exist",
+        "unknown",
+        "required",
+        "provide",
+        "valid model",
+    ];
+    let words = words.to_ascii_lowercase();
+    let is_absent = ABSENT.iter().any(|absent| words.contains(absent));
+    let names_model = code.as_deref() == Some("model_not_found")
+        || words.contains("model") && (is_absent || status == 404);
     match (status, &config.model) {
         (401 | 403, _) if !config.has_key() => {
             "; no key was sent: set api_key (GPTALK_API_KEY, OPENAI_API_KEY)".into()

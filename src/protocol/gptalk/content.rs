@@ -131,6 +131,10 @@ impl Dialect for Content {
         }
     }
 
+    fn has_begun(&self) -> bool {
+        true
+    }
+
     /// This protocol's end is its `[DONE]` alone.
     fn is_complete(&self, _: &Out) -> bool {
         false

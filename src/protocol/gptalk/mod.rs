@@ -23,7 +23,7 @@ use super::events::Reading;
 use super::fetch::{Fetch, is_success};
 use super::json::{parse_json, service_error, text_of};
 use super::refusal::refusal;
-use super::{Out, Setting, Step};
+use super::{MAX_SECRET, Out, Setting, Step};
 use crate::auth::{self, Identity, Lease, Login, Next};
 use crate::config::{Config, is_header_byte};
 use crate::error::{Error, ErrorKind};
@@ -33,9 +33,6 @@ use crate::transport::{Exchange, Request, SLICE};
 const LOGIN: &str = "/api/chatgpt/user/login";
 const TEXT: &str = "/api/chatgpt/chatapi/text";
 const STREAM: &str = "/api/chatgpt/chatapi/stream";
-
-/// The longest token that is used, in bytes.
-const MAX_TOKEN: usize = 8 << 10;
 
 /// RFC 3986's unreserved characters stand for themselves.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC
@@ -340,7 +337,7 @@ fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>
         return Err(without_token(ErrorKind::Auth, "the login", url, &json, out));
     };
     // It goes into a header.
-    if token.len() > MAX_TOKEN || !token.bytes().all(is_header_byte) {
+    if token.len() > MAX_SECRET || !token.bytes().all(is_header_byte) {
         return Err(Error::protocol(format!(
             "{url} gave a login token that no header can hold, by its length or its characters"
         ))
@@ -385,7 +382,7 @@ fn read_text(url: &str, bytes: &[u8], out: &Out) -> Result<String, Error> {
         .and_then(|data| data.get("token"))
         .and_then(Value::as_str);
     if let Some(token) = token.filter(|token| !token.is_empty()) {
-        if token.len() > MAX_TOKEN {
+        if token.len() > MAX_SECRET {
             return Err(Error::protocol(format!(
                 "{url} gave a stream token of {} bytes",
                 token.len()

@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::seam::Seam;
-use super::tools::{Calls, MAX_CALLS};
+use super::tools::{Calls, TooMany};
 use crate::error::Error;
-use crate::protocol::events::{Dialect, Event, Origin, empty, too_long};
-use crate::protocol::json::{Halves, text_of};
+use crate::protocol::events::{Dialect, Event, Origin, too_long};
+use crate::protocol::json::{Halves, is_empty, text_of};
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
 
@@ -22,6 +22,8 @@ pub(super) struct Chunks {
     text: Seam,
     reasoning: Seam,
     calls: Calls,
+    /// A part of a message has come: a whole one that follows only repeats it.
+    has_delta: bool,
     /// A whole message has come, not a part of one.
     has_message: bool,
     /// Bytes of text, reasoning and tool calls, and how many there may be.
@@ -35,6 +37,7 @@ struct At<'a> {
     url: &'a str,
     text: &'a str,
     halves: Halves,
+    origin: Origin,
 }
 
 impl At<'_> {
@@ -52,25 +55,22 @@ impl Dialect for Chunks {
             url,
             text: event.text,
             halves: event.halves,
+            origin: event.origin,
         };
-        // Gemini puts an array around its errors.
-        let json = match &event.json {
-            Value::Array(items) => items.first().unwrap_or(&Value::Null),
-            json => json,
-        };
-        if let Some(error) = error_in(json, event.origin) {
-            return Err(reported(error, url, out));
+        match &event.json {
+            // Gemini puts an array around its errors.
+            Value::Array(items) => items.iter().try_for_each(|item| self.item(item, at, out))?,
+            item => self.item(item, at, out)?,
         }
-        match json {
-            Value::Object(_) => {}
-            Value::Null => return Ok(Step::Going),
-            _ => return Err(at.bad("that is not an object", out)),
-        }
-        if event.origin == Origin::Bare && json.get("choices").is_none() {
-            return Err(empty(url, event.text.as_bytes(), out));
-        }
-        self.chunk(json, at, out)?;
-        Ok(Step::Going)
+        // A whole message needs no further end.
+        Ok(match self.has_message && event.origin == Origin::Bare {
+            true => Step::Done,
+            false => Step::Going,
+        })
+    }
+
+    fn has_begun(&self) -> bool {
+        self.choice.is_some()
     }
 
     fn is_complete(&self, out: &Out) -> bool {
@@ -85,26 +85,52 @@ impl Chunks {
             text: Seam::default(),
             reasoning: Seam::default(),
             calls: Calls::default(),
+            has_delta: false,
             has_message: false,
             taken: 0,
             limit,
         }
     }
 
-    /// The reply is over, in whatever way.
+    /// The reply is over: halves that waited will not come whole.
     pub fn end(&mut self, out: &mut Out) {
         out.add_reasoning(self.reasoning.end());
         out.add_text(self.text.end());
-        out.reply.tool_calls = self.calls.finish();
+    }
+
+    /// The tool calls that have come.
+    pub fn tool_calls(&mut self) -> Vec<Value> {
+        self.calls.finish()
+    }
+
+    /// A chunk, or what stands in its place.
+    fn item(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
+        let error = error_in(json, at.origin).map(|error| reported(error, at.url, out));
+        let read = match json {
+            Value::Object(_) => self.chunk(json, at, out),
+            Value::Null => Ok(()),
+            _ => Err(at.bad("that is not an object", out)),
+        };
+        // The last words before the error have been read.
+        error.map_or(read, Err)
     }
 
     fn chunk(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        describe(json, out);
+        describe(json, at.text.len(), out);
         let choices = match json.get("choices") {
-            None | Some(Value::Null) => return Ok(()),
             Some(Value::Array(choices)) => choices,
-            Some(_) => return Err(at.bad("whose choices are not an array", out)),
+            Some(other) if !is_empty(other) => {
+                return Err(at.bad("whose choices are not an array", out));
+            }
+            _ => return Ok(()),
         };
+        let is_whole = json
+            .get("object")
+            .is_some_and(|kind| kind == "chat.completion");
+        self.has_message |= (is_whole || at.origin == Origin::Bare)
+            && choices
+                .iter()
+                .any(|choice| choice.get("message").is_some_and(Value::is_object));
         for choice in choices {
             let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
             if *self.choice.get_or_insert(index) == index {
@@ -115,17 +141,17 @@ impl Chunks {
     }
 
     fn choice(&mut self, choice: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let object = |name| choice.get(name).filter(|value| !value.is_null());
-        match (object("delta"), object("message")) {
-            (Some(delta @ Value::Object(_)), _) => self.delta(delta, at, out)?,
-            (None, Some(message @ Value::Object(_))) => {
-                self.has_message = true;
-                // A last chunk that repeats the whole message brings nothing new.
-                if self.taken == 0 {
-                    self.delta(message, at, out)?;
-                }
+        let part = |name| choice.get(name).filter(|value| !is_empty(value));
+        match (part("delta"), part("message")) {
+            (Some(delta @ Value::Object(_)), _) => {
+                let taken = self.taken;
+                self.delta(delta, at, out)?;
+                self.has_delta |= self.taken > taken;
             }
-            (None, None) => {}
+            (None, Some(message @ Value::Object(_))) if !self.has_delta => {
+                self.delta(message, at, out)?;
+            }
+            (None, None | Some(Value::Object(_))) => {}
             _ => return Err(at.bad("whose delta is not an object", out)),
         }
         // Ollama, SGLang and LocalAI send "", KoboldCpp "null": none yet.
@@ -161,21 +187,26 @@ impl Chunks {
                 }
             }
             Some(part @ Value::Object(_)) => self.say(&words(part), at, out)?,
+            Some(other) if is_empty(other) => {}
             Some(_) => return Err(at.bad("whose content is not text", out)),
         }
         // What a model says in place of an answer is what it says.
         if let Some(refusal) = delta.get("refusal").and_then(Value::as_str) {
             self.say(refusal, at, out)?;
         }
-        let calls = delta.get("tool_calls").and_then(Value::as_array);
-        for call in calls.into_iter().flatten() {
-            let added = self.calls.add(call, at.halves);
-            self.take(added, at)?;
+        match delta.get("tool_calls") {
+            Some(Value::Array(calls)) => calls.iter().try_for_each(|call| self.call(call, at)),
+            Some(call @ Value::Object(_)) => self.call(call, at),
+            _ => Ok(()),
         }
-        if self.calls.len() > MAX_CALLS {
-            return Err(too_long(at.url, "more than 1024 tool calls", "tool_calls"));
-        }
-        Ok(())
+    }
+
+    fn call(&mut self, call: &Value, at: At<'_>) -> Result<(), Error> {
+        let added = self
+            .calls
+            .add(call, at.halves)
+            .map_err(|TooMany| too_long(at.url, "more than 1024 tool calls", "tool_calls"))?;
+        self.take(added, at)
     }
 
     fn say(&mut self, text: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
@@ -207,7 +238,9 @@ impl Chunks {
 
 /// What stands around the choices. Counts are for the whole reply: the last ones replace the
 /// others.
-fn describe(json: &Value, out: &mut Out) {
+fn describe(json: &Value, length: usize, out: &mut Out) {
+    /// What is longer than this are not counts.
+    const MAX_LENGTH: usize = 64 << 10;
     let reply = &mut out.reply;
     let text = |name| {
         json.get(name)
@@ -228,6 +261,7 @@ fn describe(json: &Value, out: &mut Out) {
     };
     let choice = json.get("choices").and_then(|choices| choices.get(0));
     let owners = [Some(json), choice, json.get("x_groq")];
+    let owners = owners.into_iter().filter(|_| length <= MAX_LENGTH);
     if let Some(usage) = owners.into_iter().find_map(usage) {
         reply.usage = Some(usage);
     }
@@ -240,8 +274,9 @@ fn words(part: &Value) -> Cow<'_, str> {
         Value::Array(parts) => Cow::Owned(parts.iter().map(words).collect()),
         Value::Object(members) => ["text", "thinking", "summary", "content"]
             .iter()
-            .find_map(|name| members.get(*name))
+            .filter_map(|name| members.get(*name))
             .map(words)
+            .find(|words| !words.is_empty())
             .unwrap_or_default(),
         _ => Cow::Borrowed(""),
     }
@@ -249,45 +284,32 @@ fn words(part: &Value) -> Cow<'_, str> {
 
 /// Where an event says that something failed. Wherever an `error` stands, it is one.
 fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
+    let has = |owner: &Value, name: &str| owner.get(name).is_some_and(|value| !is_empty(value));
     let choice = json.get("choices").and_then(|choices| choices.get(0));
     let inner = ["delta", "message"].map(|name| choice.and_then(|choice| choice.get(name)));
     let places = [Some(json), choice, inner[0], inner[1]];
     if let Some(place) = places
         .into_iter()
         .flatten()
-        .find(|place| holds_error(place))
+        .find(|place| has(place, "error"))
     {
         return Some(place);
     }
-    let is_called_error = |name| json.get(name).and_then(Value::as_str) == Some("error");
-    let has_no_reply = json.get("choices").is_none();
-    let is_error = match origin {
-        Origin::ErrorField => true,
-        Origin::NamedError => has_no_reply,
-        Origin::Bare => has_no_reply && (is_failure(json) || says_something(json)),
-        Origin::Data => has_no_reply && is_failure(json),
-    };
-    (is_error || is_called_error("object") || is_called_error("type")).then_some(json)
-}
-
-fn holds_error(place: &Value) -> bool {
-    match place.get("error") {
-        None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::String(words)) => !words.is_empty(),
-        Some(Value::Object(members)) => !members.is_empty() || place.get("choices").is_none(),
-        Some(_) => true,
-    }
-}
-
-/// The shapes of FastAPI and of gateways, which have no `error`.
-fn is_failure(json: &Value) -> bool {
+    let is_called_error = |name| json.get(name).is_some_and(|value| value == "error");
+    let has_choices = has(json, "choices");
+    // The shapes of FastAPI, and of gateways, which have no `error`.
     let status = |name| json.get(name).and_then(text_of)?.parse::<u16>().ok();
     let is_bad = |name| status(name).is_some_and(|status| (400..600).contains(&status));
-    is_bad("code") || is_bad("status") || json.get("detail").is_some()
-}
-
-fn says_something(json: &Value) -> bool {
-    ["message", "msg"]
-        .iter()
-        .any(|name| json.get(name).is_some_and(Value::is_string))
+    let is_failure = || is_bad("code") || is_bad("status") || has(json, "detail");
+    let says_something = || {
+        let is_text = |name| json.get(name).is_some_and(|words| words.is_string());
+        let is_chunk = json.get("object").is_some() || json.get("usage").is_some();
+        !is_chunk && (is_text("message") || is_text("msg"))
+    };
+    let is_error = match origin {
+        Origin::ErrorField => true,
+        Origin::NamedError => !has_choices,
+        Origin::Data | Origin::Bare => !has_choices && (is_failure() || says_something()),
+    };
+    (is_error || is_called_error("object") || is_called_error("type")).then_some(json)
 }

@@ -17,13 +17,14 @@ mod seam;
 mod tools;
 
 use self::chunks::Chunks;
-use self::request::{Body, Shape, endpoint};
+use self::request::{Body, endpoint};
 use super::events::Reading;
 use super::fetch::{Fetch, is_success};
 use super::refusal::refusal;
 use super::{Out, Setting, Step};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
+use crate::reply::Reply;
 use crate::transport::{Answer, Exchange, Request};
 
 pub(crate) use self::request::Repairs;
@@ -32,15 +33,9 @@ pub(crate) use self::request::Repairs;
 pub(crate) struct Chat {
     setting: Setting,
     body: Body,
-    shape: Shape,
-    /// The request's shape has been changed in this chat: so often.
-    repairs: u8,
     phase: Phase,
     chunks: Chunks,
 }
-
-/// How many members of a request a service may refuse.
-const MAX_REPAIRS: u8 = 2;
 
 enum Phase {
     Start,
@@ -54,9 +49,7 @@ enum Phase {
 impl Chat {
     pub fn new(setting: Setting, talk: Conversation) -> Chat {
         Chat {
-            body: Body::new(&setting.config, talk),
-            shape: setting.repairs.shape(),
-            repairs: 0,
+            body: Body::new(&setting.config, &setting.repairs, talk),
             phase: Phase::Start,
             chunks: Chunks::new(setting.config.max_reply_bytes),
             setting,
@@ -69,8 +62,9 @@ impl Chat {
     }
 
     /// The chat is over: lets go of its connection.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, reply: &mut Reply) {
         self.phase = Phase::Over;
+        reply.tool_calls = self.chunks.tool_calls();
     }
 
     /// One step.
@@ -123,11 +117,11 @@ impl Chat {
         if !is_success(answer.status) {
             return Phase::Refused(Box::new(Fetch::rest_of(exchange, answer)));
         }
-        self.setting.repairs.remember(self.shape);
+        self.body.accepted(&self.setting.repairs);
         Phase::Read(Box::new(Reading::new(url.to_owned(), answer.body)))
     }
 
-    /// What follows a refusal: the request in another shape, or the error.
+    /// What follows a refusal: the request without what was refused, or the error.
     fn refused(
         &mut self,
         fetch: &Fetch,
@@ -135,21 +129,15 @@ impl Chat {
         bytes: &[u8],
         out: &mut Out,
     ) -> Result<Phase, Error> {
-        let config = &self.setting.config;
         let repaired = match answer.status {
-            400 | 422 if self.repairs < MAX_REPAIRS => {
-                let words = String::from_utf8_lossy(bytes);
-                self.body.repaired(self.shape, &words)
-            }
+            400 | 422 => self.body.repair(&String::from_utf8_lossy(bytes)),
             _ => None,
         };
-        let Some(shape) = repaired else {
-            let url = fetch.shown_url();
+        let Some(repaired) = repaired else {
+            let (url, config) = (fetch.shown_url(), &self.setting.config);
             return Err(refusal("the chat", url, answer, bytes, config, out));
         };
-        self.shape = shape;
-        self.repairs += 1;
-        out.note(|| "a member of the request was refused: trying without it".into());
+        out.note(|| repaired);
         Ok(Phase::Start)
     }
 
@@ -169,7 +157,7 @@ impl Chat {
             shown_url,
             headers,
             user_headers: config.headers.clone(),
-            body: Some(self.body.write(config, self.shape)),
+            body: Some(self.body.write(config)),
         })
     }
 }

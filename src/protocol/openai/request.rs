@@ -9,37 +9,13 @@ use crate::message::Conversation;
 use crate::url::Url;
 
 /// What a client's service does not take. Kept for the client's next chats, as long as they go to
-/// the same service and model.
+/// the same `base_url` and `model`.
 #[derive(Default)]
 pub(crate) struct Repairs {
     /// It refuses `stream_options` (Mistral, Databricks, some of Azure's).
     no_stream_options: AtomicBool,
     /// It takes `max_completion_tokens` where others take `max_tokens` (OpenAI's newer models).
     completion_tokens: AtomicBool,
-}
-
-/// How this chat's request departs from the usual one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    no_stream_options: bool,
-    completion_tokens: bool,
-}
-
-impl Repairs {
-    pub(super) fn shape(&self) -> Shape {
-        Shape {
-            no_stream_options: self.no_stream_options.load(Relaxed),
-            completion_tokens: self.completion_tokens.load(Relaxed),
-        }
-    }
-
-    /// The service has taken a request of this shape.
-    pub(super) fn remember(&self, shape: Shape) {
-        self.no_stream_options
-            .store(shape.no_stream_options, Relaxed);
-        self.completion_tokens
-            .store(shape.completion_tokens, Relaxed);
-    }
 }
 
 /// Where to send it: `base_url` may be a host, a path such as `/v1`, or the full endpoint.
@@ -60,29 +36,50 @@ pub(super) fn endpoint(base_url: &Url) -> (String, String) {
 }
 
 /// The request's body: our members, replaced by the request's own, and those by the `body`
-/// option's.
+/// option's. A member that the user gave is never changed.
 pub(super) struct Body {
     talk: Conversation,
-    /// Which of the members that a service may refuse are ours.
-    adds_stream_options: bool,
-    adds_max_tokens: bool,
+    /// Whether `stream_options` is ours to add, and has been refused.
+    stream_options: Member,
+    /// The same of `max_tokens`, which then goes by its other name.
+    max_tokens: Member,
+    /// The model is the option's: what it takes may be known.
+    has_known_model: bool,
+}
+
+#[derive(Default)]
+struct Member {
+    is_ours: bool,
+    is_refused: bool,
+    /// It was found out in this chat: once is enough.
+    is_news: bool,
 }
 
 impl Body {
-    pub fn new(config: &Config, talk: Conversation) -> Body {
+    pub fn new(config: &Config, repairs: &Repairs, talk: Conversation) -> Body {
         let given =
             |name: &str| talk.members().contains_key(name) || config.body.contains_key(name);
+        let has_known_model = !given("model");
         Body {
-            adds_stream_options: !given("stream_options"),
-            adds_max_tokens: config.max_tokens.is_some()
-                && !given("max_tokens")
-                && !given("max_completion_tokens"),
+            stream_options: Member {
+                is_ours: !given("stream_options"),
+                is_refused: repairs.no_stream_options.load(Relaxed),
+                is_news: false,
+            },
+            max_tokens: Member {
+                is_ours: config.max_tokens.is_some()
+                    && !given("max_tokens")
+                    && !given("max_completion_tokens"),
+                is_refused: has_known_model && repairs.completion_tokens.load(Relaxed),
+                is_news: false,
+            },
+            has_known_model,
             talk,
         }
     }
 
     /// In JSON.
-    pub fn write(&self, config: &Config, shape: Shape) -> String {
+    pub fn write(&self, config: &Config) -> String {
         let mut members = Map::new();
         let mut add = |name: &str, value: Value| drop(members.insert(name.to_owned(), value));
         if let Some(model) = &config.model {
@@ -92,15 +89,15 @@ impl Body {
         if let Some(temperature) = &config.temperature {
             add("temperature", json!(temperature));
         }
-        if let Some(max_tokens) = config.max_tokens.filter(|_| self.adds_max_tokens) {
-            add(shape.max_tokens(), json!(max_tokens));
+        if let Some(max_tokens) = config.max_tokens.filter(|_| self.max_tokens.is_ours) {
+            add(self.max_tokens_names().0, json!(max_tokens));
         }
         for (name, value) in self.talk.members().iter().chain(&config.body) {
             add(name, value.clone());
         }
         // OpenAI refuses it where the answer is not to be streamed.
         let streams = members.get("stream") == Some(&Value::Bool(true));
-        if self.adds_stream_options && !shape.no_stream_options && streams {
+        if self.stream_options.is_ours && !self.stream_options.is_refused && streams {
             let value = json!({"include_usage": true});
             members.insert("stream_options".to_owned(), value);
         }
@@ -113,41 +110,55 @@ impl Body {
         format!("{{\"messages\":{messages},{}", &members[1..])
     }
 
-    /// The shape to try next, where a service's refusal names a member that we added.
-    pub fn repaired(&self, shape: Shape, refusal: &str) -> Option<Shape> {
-        if self.adds_stream_options
-            && !shape.no_stream_options
-            && refusal.contains("stream_options")
-        {
-            return Some(Shape {
-                no_stream_options: true,
-                ..shape
-            });
+    /// Changes the member of ours that a service's refusal names; what was done, if anything.
+    pub fn repair(&mut self, refusal: &str) -> Option<String> {
+        let refusal = refusal.to_lowercase();
+        let member = &mut self.stream_options;
+        if member.is_ours && !member.is_refused && refusal.contains("stream_options") {
+            (member.is_refused, member.is_news) = (true, true);
+            return Some("stream_options was refused: trying without it".into());
         }
-        // The name is refused, not the number.
-        const NUMBERS: &[&str] = &[
-            "too large",
-            "at most",
-            "at least",
-            "less than",
-            "greater than",
+        let (name, other) = self.max_tokens_names();
+        // The name has to be refused, not the number: a limit is never dropped.
+        const REFUSALS: &[&str] = &[
+            "support",
+            "unrecognized",
+            "unknown",
+            "unexpected",
+            "extra",
+            "not permitted",
+            "not allowed",
+            "deprecated",
         ];
-        let is_number = NUMBERS.iter().any(|words| refusal.contains(words));
-        if self.adds_max_tokens && !is_number && refusal.contains(shape.max_tokens()) {
-            return Some(Shape {
-                completion_tokens: !shape.completion_tokens,
-                ..shape
-            });
+        let is_refused = refusal.contains(name)
+            && (refusal.contains(other) || REFUSALS.iter().any(|words| refusal.contains(words)));
+        let is_number = ["too large", "at most", "less than"]
+            .iter()
+            .any(|words| refusal.contains(words));
+        let member = &mut self.max_tokens;
+        if member.is_ours && !member.is_news && is_refused && !is_number {
+            (member.is_refused, member.is_news) = (!member.is_refused, true);
+            return Some(format!("{name} was refused: trying {other}"));
         }
         None
     }
-}
 
-impl Shape {
-    fn max_tokens(self) -> &'static str {
-        match self.completion_tokens {
-            true => "max_completion_tokens",
-            false => "max_tokens",
+    /// The service has taken the request: what was found out counts for the next ones.
+    pub fn accepted(&self, repairs: &Repairs) {
+        if self.stream_options.is_news {
+            repairs.no_stream_options.store(true, Relaxed);
+        }
+        if self.max_tokens.is_news && self.has_known_model {
+            let is_refused = self.max_tokens.is_refused;
+            repairs.completion_tokens.store(is_refused, Relaxed);
+        }
+    }
+
+    /// The name of `max_tokens` for this service, and its other one.
+    fn max_tokens_names(&self) -> (&'static str, &'static str) {
+        match self.max_tokens.is_refused {
+            true => ("max_completion_tokens", "max_tokens"),
+            false => ("max_tokens", "max_completion_tokens"),
         }
     }
 }

@@ -3,10 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::seam::Seam;
-use crate::protocol::json::{Halves, parse_json};
+use crate::protocol::json::{Brackets, Halves};
 
 /// How many calls a reply may have.
-pub(super) const MAX_CALLS: usize = 1024;
+const MAX_CALLS: usize = 1024;
+
+/// A reply has more than [`MAX_CALLS`].
+pub(super) struct TooMany;
 
 /// The tool calls of a reply.
 #[derive(Default)]
@@ -19,62 +22,71 @@ struct Call {
     kind: String,
     name: String,
     arguments: String,
+    brackets: Brackets,
     seam: Seam,
-    /// Members that are not of the protocol and that a service wants back (Gemini's signatures).
+    /// Members that are not of the protocol, and that a service wants back (Gemini's signatures).
     others: Map<String, Value>,
 }
 
 impl Calls {
-    /// One element of a `tool_calls` array; how many bytes it added.
+    /// A piece of a call; how many bytes it added.
     ///
     /// Services number the calls (`index`), or leave that out (Ollama), or number all of them 0;
     /// the `id` comes once, with each piece, or never; so does the name.
-    pub fn add(&mut self, piece: &Value, halves: Halves) -> usize {
-        let text =
-            |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    pub fn add(&mut self, piece: &Value, halves: Halves) -> Result<usize, TooMany> {
+        let text = |owner: &Value, name| {
+            let text = owner.get(name).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
         let function = piece.get("function").unwrap_or(&Value::Null);
         let index = piece.get("index").and_then(Value::as_u64);
-        let (id, name) = (text(piece.get("id")), text(function.get("name")));
-        let found = match index {
-            Some(_) => self.0.iter_mut().rfind(|call| call.index == index),
-            None if !id.is_empty() => self.0.iter_mut().rfind(|call| call.id == id),
-            None => self.0.last_mut(),
+        let (id, name) = (text(piece, "id"), text(function, "name"));
+        let mut arguments = match function.get("arguments") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            // Whole, and not in a string.
+            Some(other) => other.to_string(),
         };
-        let known = found.filter(|call| !call.is_over(index, &id, &name));
-        let call = match known {
-            Some(call) => call,
+        let calls = &self.0;
+        let same_id = calls
+            .iter()
+            .rposition(|call| !id.is_empty() && call.id == id);
+        let found = same_id.or_else(|| match index {
+            Some(_) => calls.iter().rposition(|call| call.index == index),
+            None => calls.len().checked_sub(1),
+        });
+        let is_blank = arguments.trim().is_empty();
+        let is_new = |call: &Call| same_id.is_none() && call.is_over(index, &id, &name, is_blank);
+        let at = match found.filter(|at| !is_new(&calls[*at])) {
+            Some(at) => at,
+            None if calls.len() == MAX_CALLS => return Err(TooMany),
             None => {
                 self.0.push(Call {
                     index,
                     ..Call::default()
                 });
-                // One has just been pushed.
-                let Some(call) = self.0.last_mut() else {
-                    return 0;
-                };
-                call
+                self.0.len() - 1
             }
         };
-        let mut added = 0;
-        if call.id.is_empty() {
-            added += id.len();
-            call.id = id;
+        let call = &mut self.0[at];
+        if call.brackets.closed && is_blank {
+            arguments.clear();
         }
-        if call.kind.is_empty() {
-            call.kind = text(piece.get("type"));
-        }
+        let arguments = call.seam.join(&arguments, halves);
+        let mut added = arguments.len();
         // A name may come in pieces, or whole with every piece.
         if call.name != name && call.arguments.is_empty() {
             added += name.len();
             call.name.push_str(&name);
         }
-        let arguments = match function.get("arguments") {
-            None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => call.seam.join(text, halves).into_owned(),
-            // Whole, and not in a string.
-            Some(other) => other.to_string(),
-        };
-        added += arguments.len();
+        if call.id.is_empty() {
+            added += id.len();
+            call.id = id;
+        }
+        if call.kind.is_empty() {
+            call.kind = text(piece, "type");
+        }
+        call.brackets.feed_all(arguments.as_bytes());
         call.arguments.push_str(&arguments);
         for (name, value) in piece.as_object().into_iter().flatten() {
             if !matches!(name.as_str(), "index" | "id" | "type" | "function") {
@@ -82,36 +94,27 @@ impl Calls {
                 call.others.insert(name.clone(), value.clone());
             }
         }
-        added
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
+        Ok(added)
     }
 
     /// The calls as they stand in an assistant's message.
     pub fn finish(&mut self) -> Vec<Value> {
-        std::mem::take(&mut self.0)
-            .into_iter()
-            .map(Call::finish)
-            .collect()
+        let calls = std::mem::take(&mut self.0);
+        calls.into_iter().map(Call::finish).collect()
     }
 }
 
 impl Call {
     /// Whether a piece with this index, id and name begins another call.
-    fn is_over(&self, index: Option<u64>, id: &str, name: &str) -> bool {
-        let same_id = !id.is_empty() && id == self.id;
-        if name.is_empty() || self.name.is_empty() || same_id {
+    fn is_over(&self, index: Option<u64>, id: &str, name: &str, is_blank: bool) -> bool {
+        if name.is_empty() || self.name.is_empty() {
             return false;
         }
-        let other_id = !id.is_empty() && !self.id.is_empty();
-        match self.arguments.is_empty() {
-            true => index.is_none() || other_id,
-            false => {
-                self.arguments.ends_with('}') && parse_json(self.arguments.as_bytes()).is_some()
-            }
-        }
+        let has_other_id = !id.is_empty() && !self.id.is_empty();
+        let repeats = name == self.name && is_blank;
+        has_other_id
+            || (self.arguments.is_empty() && index.is_none())
+            || (self.brackets.closed && !repeats)
     }
 
     fn finish(mut self) -> Value {
