@@ -55,7 +55,7 @@ typedef enum {
    */
   GPTALK_REQUEST = 6,
   /**
-   * The service failed: 5xx, or an error that it reported inside the stream.
+   * The service failed: 5xx, or an error that it reported with status 200.
    */
   GPTALK_SERVER = 7,
   /**
@@ -286,7 +286,7 @@ int gptalk_cancel(gptalk_client *client);
  *
  * "message" and "usage" take a JSON pointer (RFC 6901) behind the key. A string comes without its
  * quotes, another value as JSON; a string that is JSON itself, as the arguments of a tool call
- * are, may be entered:
+ * are, may be entered. A number comes as the library reads it: beyond 64 bits, take the whole.
  *
  * ```c
  * gptalk_get(client, "message/tool_calls/0/function/name")             // get_weather

@@ -210,9 +210,8 @@ impl Clone for Client {
             options: self.options.clone(),
             pool: self.pool.clone(),
             gate: Arc::default(),
-            version: 0,
-            // It fills at the first chat.
-            resolved: PerProcess::default(),
+            version: self.version,
+            resolved: PerProcess::new(Mutex::new(lock(self.resolved.get()).clone())),
         }
     }
 }

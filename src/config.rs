@@ -100,7 +100,9 @@ impl Options {
                 _ => Err(bad(key, text, "give gptalk or openai")),
             }),
             "base_url" => put(&mut self.base_url, value, |text| Url::parse(key, text)),
-            "api_key" => put(&mut self.api_key, value, |text| secret_text(key, text)),
+            "api_key" => put(&mut self.api_key, value, |text| {
+                secret_text(key, text.trim_matches(' '))
+            }),
             "model" => put(&mut self.model, value, |text| Ok(text.to_owned())),
             "temperature" => put(&mut self.temperature, value, |text| {
                 serde_json::from_str(text).map_err(|_| bad(key, text, "give a number such as 0.7"))
@@ -219,7 +221,7 @@ impl Config {
         let headers = headers.cloned().unwrap_or_default();
         let mut api_key = first(layers, |o| o.api_key.clone());
         if let (None, Some(key)) = (&api_key, openai_var("OPENAI_API_KEY")) {
-            let key = secret_text("in the environment, OPENAI_API_KEY", key)?;
+            let key = secret_text("in the environment, OPENAI_API_KEY", key.trim_matches(' '))?;
             // Another service's key, given in another way, is not joined by OpenAI's.
             api_key = Some(key).filter(|_| !carries_a_key(&headers, &base_url));
         }
@@ -263,7 +265,7 @@ impl Config {
         let query = secrets_in_query(&self.base_url);
         proxy
             .map(|(_, password)| password.as_str())
-            .chain(self.api_key.as_deref())
+            .chain(self.api_key.iter().flat_map(|key| secrets_in(key)))
             .chain(self.fingerprint.as_deref())
             .chain(headers.flat_map(|(_, value)| secrets_in(value)))
             .chain(query)
@@ -280,8 +282,20 @@ impl Config {
     }
 }
 
+/// Whether a key for the service goes in a header or the query. (A gateway's own credentials go in
+/// other headers, beside it.)
 fn carries_a_key(headers: &[(String, String)], url: &Url) -> bool {
-    headers.iter().any(|(name, _)| names_a_secret(name)) || secrets_in_query(url).next().is_some()
+    const KEYS: &[&str] = &[
+        "authorization",
+        "api-key",
+        "x-api-key",
+        "x-goog-api-key",
+        "ocp-apim-subscription-key",
+    ];
+    headers
+        .iter()
+        .any(|(name, _)| KEYS.contains(&name.as_str()))
+        || secrets_in_query(url).next().is_some()
 }
 
 fn secrets_in_query(url: &Url) -> impl Iterator<Item = &str> {

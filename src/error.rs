@@ -25,7 +25,7 @@ pub enum ErrorKind {
     RateLimit = 5,
     /// The service refused the request: any other 4xx, or a redirect.
     Request = 6,
-    /// The service failed: 5xx, or an error that it reported inside the stream.
+    /// The service failed: 5xx, or an error that it reported with status 200.
     Server = 7,
     /// Name resolution, connect, reset, proxy.
     Network = 8,
@@ -88,8 +88,13 @@ struct Inner {
     retry_after: Option<Duration>,
     retryable: bool,
     repeatable: bool,
+    /// What came in place of an answer, to be quoted once secrets are out of it.
+    quote: Option<String>,
     reply: Option<Reply>,
 }
+
+/// How much of a quote is shown, in characters.
+const QUOTE: usize = 80;
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -109,6 +114,7 @@ impl Error {
                     | ErrorKind::Truncated
             ),
             repeatable: false,
+            quote: None,
             reply: None,
         }))
     }
@@ -153,6 +159,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn with_quote(mut self, quote: String) -> Self {
+        self.0.quote = Some(quote);
+        self
+    }
+
     pub(crate) fn with_reply(mut self, reply: Reply) -> Self {
         self.0.reply = Some(reply);
         self
@@ -173,6 +184,11 @@ impl Error {
     /// Replaces every secret in what a user may see.
     pub(crate) fn redact(&mut self, redact: impl Fn(&mut String)) {
         redact(&mut self.0.message);
+        if let Some(mut quote) = self.0.quote.take() {
+            redact(&mut quote);
+            let quote: String = quote.chars().take(QUOTE).collect();
+            self.0.message.push_str(&format!(": {quote:?}"));
+        }
         if let Some(body) = &mut self.0.body {
             redact(body);
         }

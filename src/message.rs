@@ -240,7 +240,9 @@ fn check(message: &Value) -> Result<(), &'static str> {
     match message.as_object().map(|message| message.get("role")) {
         None => Err("a message is a JSON object with \"role\" and \"content\""),
         Some(Some(Value::String(role))) if !role.is_empty() => Ok(()),
-        Some(_) => Err("the message has no \"role\" (\"system\", \"user\", \"assistant\")"),
+        Some(_) => {
+            Err("the message needs a \"role\" that is text: \"system\", \"user\", \"assistant\"")
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The C side: what `include/gptalk.h` promises, kept by C and C++ programs that are compiled here
 //! and run against services staged here.
 //!
-//! `tests/c/contract.c` and `tests/c/process.c` have a subcommand for each promise; a test stages
-//! the service that it needs. A program that keeps its promise says nothing at all, so that every
-//! test shows too that the library prints nothing.
+//! `tests/c/contract.c`, `tests/c/openai.c` and `tests/c/process.c` have a subcommand for each
+//! promise; a test stages the service that it needs. A program that keeps its promise says nothing
+//! at all, so that every test shows too that the library prints nothing.
 //!
 //! Rust and a C compiler are all that is needed. Where C++, valgrind, strace or nm are missing, a
 //! test says what it leaves out, and passes.
@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
-use gptalk_service::{Builder, Endpoint, Peer, Service};
+use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
+use serde_json::{Value, json};
 
 /// Longer than any program takes.
 const LONG: Duration = Duration::from_secs(100);
@@ -83,6 +84,18 @@ fn contract() -> &'static Path {
     })
 }
 
+fn on_openai() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| compile_shared("openai", compiler("cc", &["-std=c99", "tests/c/openai.c"])))
+}
+
+/// The example of a model that calls a function.
+fn tools() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| compile_shared("tools", compiler("cc", &["-std=c99", "examples/tools.c"])))
+}
+
 fn on_process() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -127,9 +140,9 @@ fn works(probe: &mut Command) -> bool {
     silent.status().is_ok_and(|status| status.success())
 }
 
-/// Says what a test leaves out.
+/// Says what a test leaves out, whether or not the test's own output is captured.
 fn left_out(what: &str) {
-    eprintln!("left out: {what}");
+    let _ = writeln!(std::io::stderr(), "left out: {what}");
 }
 
 /// What a program has done.
@@ -142,9 +155,12 @@ struct Done {
 /// A program to run, in an environment that says nothing of chats.
 fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
+    // Cargo's own path begins with a folder where an older library may lie.
+    command.env("LD_LIBRARY_PATH", libraries());
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy().to_ascii_uppercase();
-        if text.starts_with("GPTALK_") || text.ends_with("_PROXY") || text.starts_with("SSL_CERT") {
+        let ours = ["GPTALK_", "OPENAI_", "SSL_CERT"];
+        if ours.iter().any(|ours| text.starts_with(ours)) || text.ends_with("_PROXY") {
             command.env_remove(&name);
         }
     }
@@ -211,6 +227,12 @@ fn promise(program: &Path, name: &str, args: &[&str]) -> Command {
 #[track_caller]
 fn keeps(name: &str, args: &[&str]) {
     succeeds_silently(promise(contract(), name, args));
+}
+
+/// A promise of openai.c.
+#[track_caller]
+fn openai_keeps(name: &str, args: &[&str]) {
+    succeeds_silently(promise(on_openai(), name, args));
 }
 
 /// A promise of process.c.
@@ -633,6 +655,358 @@ fn one_liners_of_threads_are_each_their_own() {
     assert_eq!(service.count(Endpoint::Login), 16);
 }
 
+// ---- the OpenAI-compatible protocol ----
+
+/// A service that is left to itself; a promise of openai.c is kept with it alone.
+#[track_caller]
+fn openai_keeps_with_a_service(name: &str) -> Service {
+    let service = Service::start();
+    openai_keeps(name, &[&service.url()]);
+    assert_nothing_refused(&service);
+    service
+}
+
+/// A service whose chats are answered by a handler.
+fn chats(handler: impl Fn(&Request, &mut Peer) + Send + Sync + 'static) -> Service {
+    Service::builder().on(Endpoint::Chat, handler).start()
+}
+
+/// An event of a stream, with what a service says beside its choices.
+fn event(choice: Value) -> String {
+    let event = json!({"id": "chatcmpl-7", "model": "a-model", "choices": [choice]});
+    format!("data: {event}\n\n")
+}
+
+fn delta(delta: Value) -> String {
+    event(json!({"index": 0, "delta": delta}))
+}
+
+/// The events of a reply with two tool calls, whose arguments come by turns.
+fn two_calls(names: [&str; 2], arguments: [&str; 2]) -> Vec<String> {
+    let call = |index: usize, id| {
+        let function = json!({"name": names[index], "arguments": ""});
+        json!({"index": index, "id": id, "type": "function", "function": function})
+    };
+    let calls = [call(0, "call_a"), call(1, "call_b")];
+    let mut events = vec![delta(
+        json!({"role": "assistant", "content": null, "tool_calls": calls}),
+    )];
+    let mut rest = arguments.map(str::chars);
+    while rest.iter().any(|rest| !rest.as_str().is_empty()) {
+        for (index, rest) in rest.iter_mut().enumerate() {
+            let piece: String = rest.take(5).collect();
+            let call = json!({"index": index, "function": {"arguments": piece}});
+            events.push(delta(json!({"tool_calls": [call]})));
+        }
+    }
+    events.push(event(json!({"delta": {}, "finish_reason": "tool_calls"})));
+    events
+}
+
+fn send_reply(peer: &mut Peer, events: &[String]) {
+    peer.sse_head();
+    events.iter().for_each(|event| peer.chunk(event));
+    peer.chunk("data: [DONE]\n\n");
+    peer.last_chunk();
+}
+
+/// Sends the beginning of a reply, and closes the connection.
+fn cuts(event: String) -> Service {
+    chats(move |_, peer| {
+        peer.sse_head();
+        peer.chunk(&event);
+        peer.close();
+    })
+}
+
+/// Two tool calls whose arguments have everything in them that a pointer may meet.
+fn calls_of_every_kind() -> Service {
+    let arguments = json!({
+        "city": "Zürich 🙂",
+        "страна": "Швейцария",
+        "lines": "one\n\"two\"\\",
+        "whole": 7,
+        "half": -0.5,
+        "yes": true,
+        "null": null,
+        "empty text": "",
+        "list": [1, [2, "three"], {"x": null}],
+        "no list": {},
+        "a/b": "a slash",
+        "m~n": "a tilde",
+        "~1": "a tilde and a one",
+        "": "nothing for a name",
+        "inner": json!({"deep": ["down"]}).to_string(),
+        "number text": "42",
+    })
+    .to_string();
+    // Half a character, which no JSON of ours can hold.
+    let arguments = arguments.replacen('{', r#"{"half a smile": "\ud83d", "#, 1);
+    let mut events = two_calls(["get_weather", "get \"time\""], [&arguments, "in words"]);
+    let usage = r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12,"#.to_owned()
+        + r#""prompt_tokens_details":{"cached_tokens":3},"#
+        + r#""completion_tokens_details":{"reasoning_tokens":2},"#
+        + r#""cost":0.25,"":{"":"nothing twice"}}"#;
+    events.push(format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n"));
+    chats(move |_, peer| send_reply(peer, &events))
+}
+
+/// A text that is JSON, in pieces.
+fn text_of_json() -> Service {
+    chats(|_, peer| {
+        let pieces = ["{\"objects\": [\"a ", "cat\", \"a m", "at\"]}"];
+        let mut events: Vec<_> = pieces
+            .iter()
+            .map(|piece| delta(json!({"content": piece})))
+            .collect();
+        events.push(event(json!({"finish_reason": "stop"})));
+        send_reply(peer, &events);
+    })
+}
+
+/// Every other chat is answered with two calls, the others as the service does it.
+fn parallel_calls() -> Service {
+    let events = two_calls(
+        ["get_weather", "get_bearings"],
+        [r#"{"city": "Zürich"}"#, r#"{"city": "Bern"}"#],
+    );
+    chats(move |request, peer| match peer.nth() % 2 {
+        0 => send_reply(peer, &events),
+        _ => peer.normal(request),
+    })
+}
+
+#[test]
+fn the_one_liner_speaks_the_openai_protocol() {
+    let service = openai_keeps_with_a_service("one_liner");
+    assert_eq!(service.requests().len(), 2);
+    assert_eq!(service.count(Endpoint::Chat), 2);
+}
+
+#[test]
+fn a_clone_has_the_protocol_and_the_key() {
+    let service = Service::builder().api_key("sk-right").start();
+    openai_keeps("client", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn the_pull_form_speaks_the_openai_protocol() {
+    openai_keeps_with_a_service("pull");
+}
+
+#[test]
+fn every_channel_brings_what_it_should_of_the_openai_protocol() {
+    let pause = Duration::from_millis(450);
+    let service = chats(move |request, peer| {
+        if peer.nth() == 0 {
+            peer.header("retry-after-ms", "1");
+            let key = request.header("authorization").unwrap_or_default();
+            return peer.respond(500, "text/plain", format!("out of order: {key}"));
+        }
+        peer.pause(pause);
+        peer.sse_head();
+        let said = |name: &str, text: &str| {
+            format!("data: {{\"choices\":[{{\"delta\":{{\"{name}\":\"{text}\"}}}}]}}\n\n")
+        };
+        peer.chunk(said("reasoning_content", "Let me "));
+        peer.chunk(said("reasoning_content", "see."));
+        peer.pause(pause);
+        peer.chunk(said("content", "Hel"));
+        peer.chunk(said("content", "lo"));
+        peer.chunk("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n");
+        peer.chunk("data: [DONE]\n\n");
+        peer.last_chunk();
+    });
+    openai_keeps("channels", &[&service.url()]);
+}
+
+#[test]
+fn after_a_success_every_key_tells_of_the_openai_reply() {
+    openai_keeps_with_a_service("outcome");
+}
+
+#[test]
+fn a_refused_key_is_an_auth_error_that_does_not_show_it() {
+    let service = Service::builder().api_key("sk-right").start();
+    let echo = chats(|request, peer| {
+        let key = request.header("authorization").unwrap_or_default();
+        let code = key.trim_start_matches("Bearer ");
+        let error = json!({"message": format!("You said {key}, {code}"), "code": code});
+        peer.respond(401, "application/json", json!({"error": error}).to_string());
+    });
+    openai_keeps("refused_key", &[&service.url(), &echo.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn of_a_cut_openai_reply_the_message_so_far_is_there() {
+    let call = json!({"index": 0, "id": "call_a", "type": "function",
+        "function": {"name": "get_weather", "arguments": "{\"city\":\"Zü"}});
+    let services = [
+        json!({"content": "Hel"}),
+        json!({"tool_calls": [call]}),
+        json!({"role": "assistant", "content": ""}),
+    ]
+    .map(|said| cuts(delta(said)));
+    let [text, call, nothing] = services.each_ref().map(Service::url);
+    openai_keeps("cut", &[&text, &call, &nothing]);
+}
+
+#[test]
+fn a_pointer_leads_into_the_message_and_the_usage() {
+    let (calls, text) = (calls_of_every_kind(), text_of_json());
+    openai_keeps("pointer_keys", &[&calls.url(), &text.url()]);
+}
+
+#[test]
+fn what_was_handed_out_stays_until_its_key_is_asked_for_again() {
+    let (calls, text) = (calls_of_every_kind(), text_of_json());
+    openai_keeps("lifetimes", &[&calls.url(), &text.url()]);
+}
+
+#[test]
+fn a_callback_may_ask_for_every_key_while_the_chat_runs() {
+    openai_keeps_with_a_service("asked_in_callback");
+}
+
+#[test]
+fn a_tool_round_trip_needs_no_json_parser() {
+    let service = openai_keeps_with_a_service("round_trip");
+    let asked = service.requests();
+    assert_eq!(asked.len(), 4);
+    let last = asked[3].json()["messages"].take();
+    let roles = [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+    ];
+    for (at, role) in roles.into_iter().enumerate() {
+        assert_eq!(last[at]["role"], role, "{at}");
+    }
+    for (call, result) in [(1, 2), (5, 6)] {
+        let id = &last[call]["tool_calls"][0]["id"];
+        assert!(id.is_string());
+        assert_eq!(last[result]["tool_call_id"], *id);
+    }
+    assert_ne!(last[2]["tool_call_id"], last[6]["tool_call_id"]);
+}
+
+#[test]
+fn results_of_parallel_tool_calls_are_pushed_one_after_the_other() {
+    let service = parallel_calls();
+    openai_keeps("parallel_calls", &[&service.url()]);
+    assert_nothing_refused(&service);
+    let mut last = service.requests().pop().expect("a request").json();
+    let Value::Array(mut messages) = last["messages"].take() else {
+        panic!("{last}");
+    };
+    messages.retain(|message| message["role"] == "tool");
+    let result = |content, id| json!({"role": "tool", "content": content, "tool_call_id": id});
+    let both = [result("one", "call_a"), result("two", "call_b")];
+    assert_eq!(messages, [both.clone(), both].concat());
+}
+
+#[test]
+fn a_tools_result_gets_the_id_of_the_first_call_without_one() {
+    openai_keeps("push_of_tools", &[]);
+}
+
+#[test]
+fn an_openai_chat_may_be_cancelled_in_its_own_callback() {
+    for channel in ["text", "event", "reasoning"] {
+        let service = stalls(Endpoint::Chat, |peer| {
+            peer.sse_head();
+            peer.chunk(delta(json!({"reasoning_content": "Hm."})));
+            let function = json!({"name": "get_weather", "arguments": "{\"city\": \"Bern\"}"});
+            peer.chunk(delta(
+                json!({"tool_calls": [{"index": 0, "id": "call_a", "function": function}]}),
+            ));
+            peer.chunk(delta(json!({"content": "Hel"})));
+        });
+        openai_keeps("cancelled_in_callback", &[&service.url(), channel]);
+        assert_nothing_refused(&service);
+    }
+    openai_keeps_with_a_service("cancelled_one_liner");
+}
+
+#[test]
+fn a_chat_inside_a_callback_may_be_of_the_other_protocol() {
+    openai_keeps_with_a_service("nested");
+}
+
+#[test]
+fn an_openai_client_may_be_freed_in_its_own_callback() {
+    openai_keeps_with_a_service("freed_in_callback");
+}
+
+/// Runs the example, in a command that is to run it.
+#[track_caller]
+fn run_tools(mut command: Command, question: &[&str]) -> (Done, Service) {
+    let service = Service::start();
+    command.env("GPTALK_BASE_URL", service.url()).args(question);
+    let done = run(command);
+    assert_nothing_refused(&service);
+    (done, service)
+}
+
+#[test]
+fn the_example_of_tools_makes_the_round_trip() {
+    let program = tools();
+    let (done, service) = run_tools(command(program), &[]);
+    assert_eq!(
+        done.out,
+        "[get_weather {\"city\":\"Zürich\"}]\n\
+         get_weather says: 18 °C, sunny\n\
+         (23 tokens)\n"
+    );
+    assert_eq!(done.err, "");
+    assert!(done.status.success(), "{}", done.status);
+    assert_eq!(service.count(Endpoint::Chat), 2);
+
+    let (done, _) = run_tools(command(program), &["Is it warm in Lisboa?"]);
+    assert_eq!(
+        done.out,
+        "[get_weather {\"city\":\"Lisboa\"}]\n\
+         get_weather says: 15 °C, rain\n\
+         (21 tokens)\n"
+    );
+}
+
+#[test]
+fn the_example_of_tools_gives_up_on_a_model_that_never_stops() {
+    let events = two_calls(["no_such_tool", "get_weather"], ["", "{}"]);
+    let service = chats(move |_, peer| send_reply(peer, &events));
+    let mut command = command(tools());
+    command.env("GPTALK_BASE_URL", service.url());
+    let done = run(command);
+    assert_eq!(done.out, "[get_weather {}]\n".repeat(8));
+    assert!(done.err.contains("after 8 rounds"), "{}", done.err);
+    assert_eq!(service.count(Endpoint::Chat), 8);
+    let last = service.requests().pop().expect("a request").json();
+    let results = ["there is no such tool", "which city?"];
+    for (at, result) in results.into_iter().enumerate() {
+        assert_eq!(last["messages"][2 + at]["content"], result);
+    }
+}
+
+#[test]
+fn the_example_of_tools_tells_of_a_failure() {
+    let service = Service::builder().api_key("sk-right").start();
+    let mut command = command(tools());
+    command.env("GPTALK_BASE_URL", service.url());
+    command.env("GPTALK_API_KEY", "sk-wrong");
+    let done = run(command);
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(done.out, "");
+    assert!(done.err.contains("api_key"), "{}", done.err);
+    assert!(done.err.ends_with(" (auth)\n"), "{}", done.err);
+}
+
 // ---- C++ ----
 
 #[test]
@@ -915,24 +1289,61 @@ fn failing() -> Service {
     })
 }
 
+/// A command that a program and its arguments are to follow; None where there is no valgrind.
+fn valgrind() -> Option<Command> {
+    if !works(Command::new("valgrind").arg("--version")) {
+        left_out("memory: there is no valgrind");
+        return None;
+    }
+    let mut command = command("valgrind");
+    command.args(["-q", "--leak-check=full", "--error-exitcode=9"]);
+    Some(command)
+}
+
+/// Keeps a promise without an error of memory, where there is valgrind.
+#[track_caller]
+fn keeps_memory(program: &Path, name: &str, args: &[&str]) {
+    if let Some(mut valgrind) = valgrind() {
+        valgrind.arg(program).arg(name).args(args);
+        succeeds_silently(valgrind);
+    }
+}
+
 #[test]
 fn valgrind_finds_nothing() {
-    if !works(Command::new("valgrind").arg("--version")) {
-        return left_out("memory: there is no valgrind");
-    }
-    let valgrind = |program: &Path, name: &str, args: &[&str]| {
-        let mut command = command("valgrind");
-        command.args(["-q", "--leak-check=full", "--error-exitcode=9"]);
-        command.arg(program).arg(name).args(args);
-        succeeds_silently(command);
-    };
     let (service, failing) = (Service::start(), failing());
-    valgrind(on_process(), "every_way", &[&service.url(), &failing.url()]);
-    valgrind(contract(), "freed_while_pulling", &[&service.url()]);
+    keeps_memory(on_process(), "every_way", &[&service.url(), &failing.url()]);
+    keeps_memory(contract(), "freed_while_pulling", &[&service.url()]);
     if let Some(program) = contract_in_cpp() {
         let service = stalls(Endpoint::Stream, send_hel);
-        valgrind(program, "throw_from_text", &[&service.url()]);
+        keeps_memory(program, "throw_from_text", &[&service.url()]);
     }
+}
+
+#[test]
+fn valgrind_finds_nothing_in_the_openai_protocol() {
+    let service = Service::start();
+    for name in ["round_trip", "nested", "freed_in_callback"] {
+        keeps_memory(on_openai(), name, &[&service.url()]);
+    }
+    let (calls, text, parallel) = (calls_of_every_kind(), text_of_json(), parallel_calls());
+    for name in ["pointer_keys", "lifetimes"] {
+        keeps_memory(on_openai(), name, &[&calls.url(), &text.url()]);
+    }
+    keeps_memory(on_openai(), "parallel_calls", &[&parallel.url()]);
+    keeps_memory(on_openai(), "push_of_tools", &[]);
+}
+
+#[test]
+fn valgrind_finds_nothing_in_the_example_of_tools() {
+    let Some(mut command) = valgrind() else {
+        return;
+    };
+    command.arg(tools());
+    let (done, _) = run_tools(command, &[]);
+    assert!(done.status.success(), "{}\n{}", done.status, done.err);
+    assert_eq!(done.err, "");
+    assert!(done.out.ends_with("(23 tokens)\n"), "{}", done.out);
 }
 
 // ---- the libraries ----
@@ -952,12 +1363,18 @@ fn a_host_may_load_the_library_and_let_it_go() {
 
 #[test]
 fn the_static_archive_links_and_runs() {
-    let mut source = compiler("cc", &["-std=c99", "tests/c/contract.c"]);
-    source.arg(libraries().join("libgptalk.a"));
-    let program = compile("static", source, &["-lpthread", "-ldl", "-lm"]);
-    let service = Service::start();
-    succeeds_silently(promise(&program, "one_liner", &[&service.url()]));
-    fs::remove_file(program).expect("a program of 40 MB to remove");
+    for (name, promised) in [("contract", "one_liner"), ("openai", "round_trip")] {
+        let mut source = compiler("cc", &["-std=c99", &format!("tests/c/{name}.c")]);
+        source.arg(libraries().join("libgptalk.a"));
+        let program = compile(
+            &format!("static-{name}"),
+            source,
+            &["-lpthread", "-ldl", "-lm"],
+        );
+        let service = Service::start();
+        succeeds_silently(promise(&program, promised, &[&service.url()]));
+        fs::remove_file(program).expect("a program of 40 MB to remove");
+    }
 }
 
 #[test]

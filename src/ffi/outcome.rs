@@ -95,7 +95,11 @@ fn inside(json: &str, pointer: &str) -> Option<String> {
         value = match value {
             Value::Object(mut members) => members.remove(&name)?,
             Value::Array(mut items) => {
-                let at = name.parse().ok().filter(|at| *at < items.len())?;
+                let at: usize = name.parse().ok()?;
+                // No sign, and no zero in front.
+                if at >= items.len() || at.to_string() != name {
+                    return None;
+                }
                 items.swap_remove(at)
             }
             _ => return None,

@@ -350,8 +350,11 @@ impl Events {
         let text = text.trim_start_matches('\u{FEFF}').trim();
         match parse_event(text) {
             Ok((json, halves)) => self.hand_over(json, halves, text, Origin::Bare, dialect, out),
-            Err(_) if !self.begun => Err(self.empty(out)),
-            Err(error) => Err(self.malformed(text.as_bytes(), &error, out)),
+            Err(error) => {
+                // What follows the last bracket may say more.
+                let seen = if self.begun { bytes } else { &self.seen };
+                Err(self.malformed(seen, &error, out))
+            }
         }
     }
 

@@ -10,14 +10,18 @@ const MAX_CODE: usize = 256;
 pub(super) struct ServiceError {
     pub words: Option<String>,
     pub code: Option<String>,
-    /// Another try is of no use, whatever the status: the quota is used up.
-    pub is_final: bool,
+    /// The quota is used up.
+    pub is_quota: bool,
+    /// It says that the request is wrong.
+    pub is_request: bool,
 }
 
 /// Reads an error: every shape that is known.
 pub(super) fn service_error(json: &Value) -> ServiceError {
     let json = json.get(0).unwrap_or(json);
+    // Cloudflare has a list of them.
     let error = json.get("error").filter(|error| !error.is_null());
+    let error = error.or_else(|| json.get("errors")?.get(0));
     let inner = error.filter(|error| error.is_object()).unwrap_or(json);
     let words = ["message", "msg", "detail"]
         .iter()
@@ -29,16 +33,34 @@ pub(super) fn service_error(json: &Value) -> ServiceError {
         (Some(words), Some(raw)) => Some(format!("{words}: {raw}")),
         (words, raw) => words.or(raw),
     };
-    let mut codes = ["code", "type"]
+    let codes: Vec<String> = ["code", "error_code", "type"]
         .iter()
         .filter_map(|name| inner.get(name).and_then(text_of))
-        .filter(|code| code.len() <= MAX_CODE);
-    let code = codes.next();
-    let is_quota = |code: &String| code == "insufficient_quota";
+        .filter(|code| code.len() <= MAX_CODE)
+        .collect();
     ServiceError {
         words,
-        is_final: code.iter().any(is_quota) || codes.any(|code| is_quota(&code)),
-        code,
+        is_quota: codes.iter().any(|code| code == "insufficient_quota"),
+        is_request: codes.iter().any(|code| is_of_the_request(code)),
+        code: codes.into_iter().next(),
+    }
+}
+
+/// Whether a code says that the same request will fail again.
+fn is_of_the_request(code: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "authentication_error",
+        "context_length_exceeded",
+        "exceed_context_size_error",
+        "invalid_api_key",
+        "invalid_request_error",
+        "model_not_found",
+        "not_found_error",
+        "permission_error",
+    ];
+    match code.parse() {
+        Ok(status) => matches!(status, 400..=499) && !matches!(status, 408 | 409 | 429),
+        Err(_) => WORDS.contains(&code),
     }
 }
 

@@ -11,6 +11,8 @@ mod refusal;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
+
 use crate::config::{Config, Protocol};
 use crate::error::Error;
 use crate::message::Conversation;
@@ -189,13 +191,25 @@ impl Out {
     }
 
     pub fn add_secret(&mut self, secret: &str) {
-        // A very short one would tear holes into every text, and is no secret.
-        if secret.len() >= 4 && !self.secrets.iter().any(|known| known == secret) {
-            self.secrets.push(secret.to_owned());
-            // The longest first: one may be the beginning of another.
-            self.secrets
-                .sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        let decoded = percent_decode_str(secret).decode_utf8_lossy();
+        // PHP writes JSON like this.
+        let escaped = secret.replace('/', "\\/");
+        for form in [secret, &*decoded, &*escaped] {
+            // A very short one would tear holes into every text, and is no secret.
+            if form.len() >= 4 && !self.secrets.iter().any(|known| known == form) {
+                self.secrets.push(form.to_owned());
+            }
         }
+        // The longest first: one may be the beginning of another.
+        self.secrets
+            .sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    }
+
+    /// A header's or a chunk's word for something, to be shown.
+    pub fn shown(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        self.redact(&mut text);
+        text
     }
 
     pub fn redact(&self, text: &mut String) {

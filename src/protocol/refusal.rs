@@ -2,11 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::json::{parse_json, service_error, text_of};
+use serde_json::Value;
+
+use super::json::{ServiceError, parse_json, service_error, text_of};
 use super::{Out, SHOWN_ERROR};
 use crate::config::{Config, GPTALK_BASE_URL, Protocol};
 use crate::error::{Error, ErrorKind};
 use crate::transport::Answer;
+use crate::url::is_private_host;
 
 /// The longest wait that a service may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
@@ -49,12 +52,12 @@ pub(super) fn refusal(
             let target = target.split(['?', '#']).next().unwrap_or_default();
             format!("; redirects are not followed, this one leads to {target}: set base_url to it")
         }
-        429 if said.is_final => "; the quota is used up: another try is of no use".into(),
+        429 if said.is_quota => "; the quota is used up: another try is of no use".into(),
         429 => "; wait before the next try".into(),
         500..=599 => "; try again later".into(),
         _ => match config.protocol {
             Protocol::Gptalk => gptalk_advice(status).to_owned(),
-            Protocol::Openai => openai_advice(status, &said.code, &words, config),
+            Protocol::Openai => openai_advice(status, &said, &words, config),
         },
     };
     let colon = if words.is_empty() { "" } else { ": " };
@@ -64,7 +67,7 @@ pub(super) fn refusal(
     )
     .with_http_status(status)
     .with_retry_after(retry_after(answer))
-    .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !said.is_final)
+    .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !said.is_quota)
     .with_body(out.beginning(bytes, SHOWN_ERROR));
     match said.code {
         Some(code) => error.with_code(code),
@@ -72,25 +75,42 @@ pub(super) fn refusal(
     }
 }
 
-/// The error that a service reports in an answer of status 200.
-pub(super) fn reported(json: &serde_json::Value, url: &str, out: &Out) -> Error {
+/// The error that a service reports in an answer of status 200, `text` as it came.
+pub(super) fn reported(json: &Value, text: &str, url: &str, out: &Out) -> Error {
     let said = service_error(json);
     let words = said.words.or_else(|| text_of(json)).unwrap_or_default();
+    let is_final = said.is_quota || said.is_request || words.contains(WRONG_PATH);
     let words = out.excerpt(words.as_bytes());
-    // Of a request that is wrong, another try is wrong too.
-    let is_ours = match said.code.as_deref() {
-        Some("invalid_request_error" | "context_length_exceeded") => true,
-        Some("408" | "409" | "429") | None => false,
-        Some(code) => code.parse().is_ok_and(|code| (400..500).contains(&code)),
-    };
     let error = Error::new(
         ErrorKind::Server,
-        format!("{url} reported an error inside the stream: {words}"),
+        format!("{url} reported an error: {words}"),
     )
-    .with_retryable(!is_ours && !said.is_final);
+    .with_retryable(!is_final)
+    .with_body(out.beginning(text.as_bytes(), SHOWN_ERROR));
     match said.code {
         Some(code) => error.with_code(code),
         None => error,
+    }
+}
+
+/// What a refusal says, without the request that FastAPI repeats in it.
+pub(super) fn complaint(bytes: &[u8]) -> String {
+    fn forget_input(json: &mut Value) {
+        match json {
+            Value::Object(members) => {
+                members.remove("input");
+                members.values_mut().for_each(forget_input);
+            }
+            Value::Array(items) => items.iter_mut().for_each(forget_input),
+            _ => {}
+        }
+    }
+    match parse_json(bytes) {
+        Some(mut json) => {
+            forget_input(&mut json);
+            json.to_string()
+        }
+        None => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
@@ -102,35 +122,34 @@ fn gptalk_advice(status: u16) -> &'static str {
     }
 }
 
-fn openai_advice(status: u16, code: &Option<String>, words: &str, config: &Config) -> String {
-    // Of all that is said of models, what is said of one that is not there.
-    const ABSENT: &[&str] = &[
-        "not found",
-        "not exist",
-        "unknown",
-        "required",
-        "provide",
-        "valid model",
-    ];
+fn openai_advice(status: u16, said: &ServiceError, words: &str, config: &Config) -> String {
     let words = words.to_ascii_lowercase();
-    let is_absent = ABSENT.iter().any(|absent| words.contains(absent));
-    let names_model = code.as_deref() == Some("model_not_found")
-        || words.contains("model") && (is_absent || status == 404);
+    let says = |texts: &[&str]| texts.iter().any(|text| words.contains(text));
+    let is_of_model = says(&["model"]);
+    let is_absent = said.code.as_deref() == Some("model_not_found")
+        || is_of_model
+            && (status == 404 || says(&["not found", "not exist", "unknown", "valid model"]));
+    let is_missing =
+        is_of_model && says(&["required", "must provide", "provide a model", "missing"]);
     match (status, &config.model) {
         (401 | 403, _) if !config.has_key() => {
             "; no key was sent: set api_key (GPTALK_API_KEY, OPENAI_API_KEY)".into()
         }
         (401 | 403, _) => "; is api_key the one for this service?".into(),
-        (400 | 404 | 422, Some(model)) if names_model => {
+        (400, _) if says(&["api key"]) => "; is api_key the one for this service?".into(),
+        (400 | 404 | 422, Some(model)) if is_absent => {
             format!("; model is \"{model}\": is it one that the service has?")
         }
-        (400 | 404 | 422, None) if names_model => {
-            "; set model (GPTALK_MODEL) to one that the service has".into()
+        (400 | 404 | 422, None) if is_absent || is_missing => {
+            "; name a model that the service has: set model (GPTALK_MODEL)".into()
         }
         (404 | 405, _) => format!("; {WHERE_TO_LOOK}"),
         _ => String::new(),
     }
 }
+
+/// What LM Studio says of a wrong path, with status 200.
+const WRONG_PATH: &str = "Unexpected endpoint";
 
 /// What a wrong path has for advice.
 const WHERE_TO_LOOK: &str = "set base_url to what stands before /chat/completions in the service's \
@@ -139,14 +158,14 @@ const WHERE_TO_LOOK: &str = "set base_url to what stands before /chat/completion
 /// What is known of a failure that no single answer tells: the end of its sentence.
 pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
     let url = &config.base_url;
-    let is_local = crate::url::is_private_host(&url.host);
     if error.code() == Some("connect") {
         let known = KNOWN_PORTS.iter().find(|(port, _)| *port == url.port);
-        return Some(match known.filter(|_| is_local) {
+        let known = known.filter(|_| is_private_host(&url.host));
+        return Some(match known {
             Some((port, name)) if config.protocol == Protocol::Openai => {
                 format!("; is {name} running on {port}?")
             }
-            _ => "; is the service running there?".to_owned() + &public_service(config),
+            _ => format!("; is the service running there?{}", public_service(config)),
         });
     }
     let is_theirs = matches!(
@@ -162,13 +181,8 @@ pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
     if !is_theirs {
         return None;
     }
-    let path = url.path.as_str();
     let hint = match config.protocol {
-        Protocol::Gptalk
-            if config.api_key.is_some()
-                || path.ends_with("/v1")
-                || path.ends_with("/chat/completions") =>
-        {
+        Protocol::Gptalk if is_openai_address(config) || config.api_key.is_some() => {
             "; an api_key or such a base_url is for an OpenAI-compatible service: set protocol to \
              openai (GPTALK_PROTOCOL)"
                 .to_owned()
@@ -195,6 +209,17 @@ fn public_service(config: &Config) -> String {
     }
 }
 
+fn is_openai_address(config: &Config) -> bool {
+    let url = &config.base_url;
+    let is_local = is_private_host(&url.host);
+    // A GPTalk service may well be at one of the ports that others have too.
+    let is_known_port = matches!(url.port, 11434 | 1234);
+    url.path.ends_with("/v1")
+        || url.path.ends_with("/chat/completions")
+        || url.host == "api.openai.com"
+        || is_local && is_known_port
+}
+
 fn is_gptalk_address(config: &Config) -> bool {
     let url = &config.base_url;
     url.host == "gptalk.net"
@@ -208,8 +233,7 @@ fn is_elsewhere(error: &Error) -> bool {
     // A page, or another API's answer. vLLM sends a lone `[DONE]` where the model failed.
     let is_strange =
         error.code() == Some("empty") && text.contains("no event, but") && !text.contains("[DONE]");
-    // LM Studio's words.
-    is_strange || text.contains("Unexpected endpoint")
+    is_strange || text.contains(WRONG_PATH)
 }
 
 /// What an HTML page is titled: its cause, where its source would only show its style.

@@ -151,12 +151,13 @@ impl Connection {
             Err(ureq::Error::LargeResponseHeader(..)) => return Err(header_limit(url)),
             Err(ureq::Error::Protocol(error)) => {
                 let input = wire.input.unread();
-                let seen = String::from_utf8_lossy(&input[..input.len().min(80)]);
+                let seen = String::from_utf8_lossy(&input[..input.len().min(MAX_HEADER)]);
                 let words = error.to_string();
                 return Err(if words.contains("too many headers") {
                     header_limit(url)
                 } else {
-                    Error::protocol(format!("{url} did not answer in HTTP ({words}): {seen:?}"))
+                    Error::protocol(format!("{url} did not answer in HTTP ({words})"))
+                        .with_quote(seen.into_owned())
                 });
             }
             Err(error) => {

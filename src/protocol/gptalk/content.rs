@@ -43,7 +43,7 @@ impl Content {
         };
         match members.remove("content") {
             Some(Value::String(whole)) => self.update(whole, event.halves.high.is_some(), url, out),
-            None | Some(Value::Null) => match stream_error(&json, url, out) {
+            None | Some(Value::Null) => match stream_error(&json, event.text, url, out) {
                 Some(error) => Err(error),
                 None => Ok(Step::Going),
             },
@@ -142,12 +142,12 @@ impl Dialect for Content {
 }
 
 /// The error in an event without content, if there is one.
-fn stream_error(event: &Value, url: &str, out: &Out) -> Option<Error> {
+fn stream_error(event: &Value, text: &str, url: &str, out: &Out) -> Option<Error> {
     let has_error = event.get("error").is_some_and(|error| !error.is_null());
     if !has_error && is_good_code(event.get("code")) {
         return None;
     }
-    Some(reported(event, url, out))
+    Some(reported(event, text, url, out))
 }
 
 fn is_good_code(code: Option<&Value>) -> bool {

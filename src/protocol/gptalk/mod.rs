@@ -186,7 +186,7 @@ impl Chat {
             Phase::Open(mut exchange) => match exchange.advance()? {
                 Some(answer) => {
                     out.reply.http_status = Some(answer.status);
-                    out.reply.request_id = answer.header("x-request-id").map(str::to_owned);
+                    out.reply.request_id = answer.header("x-request-id").map(|id| out.shown(id));
                     let url = exchange.shown_url().to_owned();
                     out.note(|| format!("GET {url}: HTTP {}", answer.status));
                     self.phase = if is_success(answer.status) {

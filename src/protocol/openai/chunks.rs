@@ -105,7 +105,7 @@ impl Chunks {
 
     /// A chunk, or what stands in its place.
     fn item(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let error = error_in(json, at.origin).map(|error| reported(error, at.url, out));
+        let error = error_in(json, at.origin).map(|error| reported(error, at.text, at.url, out));
         let read = match json {
             Value::Object(_) => self.chunk(json, at, out),
             Value::Null => Ok(()),
@@ -241,17 +241,16 @@ impl Chunks {
 fn describe(json: &Value, length: usize, out: &mut Out) {
     /// What is longer than this are not counts.
     const MAX_LENGTH: usize = 64 << 10;
-    let reply = &mut out.reply;
     let text = |name| {
         json.get(name)
             .and_then(Value::as_str)
             .filter(|text| !text.is_empty())
     };
-    if let Some(model) = text("model").filter(|model| reply.model.as_deref() != Some(model)) {
-        reply.model = Some(model.to_owned());
+    if let Some(model) = text("model").filter(|model| out.reply.model.as_deref() != Some(model)) {
+        out.reply.model = Some(out.shown(model));
     }
-    if let (None, Some(id)) = (&reply.request_id, text("id")) {
-        reply.request_id = Some(id.to_owned());
+    if let (None, Some(id)) = (&out.reply.request_id, text("id")) {
+        out.reply.request_id = Some(out.shown(id));
     }
     // Beside the choices, in a choice (Moonshot), in an object of Groq's.
     let usage = |owner: Option<&'_ Value>| {
@@ -263,7 +262,7 @@ fn describe(json: &Value, length: usize, out: &mut Out) {
     let owners = [Some(json), choice, json.get("x_groq")];
     let owners = owners.into_iter().filter(|_| length <= MAX_LENGTH);
     if let Some(usage) = owners.into_iter().find_map(usage) {
-        reply.usage = Some(usage);
+        out.reply.usage = Some(usage);
     }
 }
 
@@ -300,7 +299,8 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
     // The shapes of FastAPI, and of gateways, which have no `error`.
     let status = |name| json.get(name).and_then(text_of)?.parse::<u16>().ok();
     let is_bad = |name| status(name).is_some_and(|status| (400..600).contains(&status));
-    let is_failure = || is_bad("code") || is_bad("status") || has(json, "detail");
+    let is_failure =
+        || has(json, "errors") || is_bad("code") || is_bad("status") || has(json, "detail");
     let says_something = || {
         let is_text = |name| json.get(name).is_some_and(|words| words.is_string());
         let is_chunk = json.get("object").is_some() || json.get("usage").is_some();

@@ -20,7 +20,7 @@ use self::chunks::Chunks;
 use self::request::{Body, endpoint};
 use super::events::Reading;
 use super::fetch::{Fetch, is_success};
-use super::refusal::refusal;
+use super::refusal::{complaint, refusal};
 use super::{Out, Setting, Step};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
@@ -112,7 +112,7 @@ impl Chat {
     fn answered(&self, exchange: Exchange, answer: Answer, out: &mut Out) -> Phase {
         let url = exchange.shown_url();
         out.reply.http_status = Some(answer.status);
-        out.reply.request_id = answer.header("x-request-id").map(str::to_owned);
+        out.reply.request_id = answer.header("x-request-id").map(|id| out.shown(id));
         out.note(|| format!("POST {url}: HTTP {}", answer.status));
         if !is_success(answer.status) {
             return Phase::Refused(Box::new(Fetch::rest_of(exchange, answer)));
@@ -130,7 +130,7 @@ impl Chat {
         out: &mut Out,
     ) -> Result<Phase, Error> {
         let repaired = match answer.status {
-            400 | 422 => self.body.repair(&String::from_utf8_lossy(bytes)),
+            400 | 422 => self.body.repair(&complaint(bytes)),
             _ => None,
         };
         let Some(repaired) = repaired else {

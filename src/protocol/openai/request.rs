@@ -121,7 +121,8 @@ impl Body {
         let (name, other) = self.max_tokens_names();
         // The name has to be refused, not the number: a limit is never dropped.
         const REFUSALS: &[&str] = &[
-            "support",
+            "unsupported",
+            "not supported",
             "unrecognized",
             "unknown",
             "unexpected",
@@ -130,13 +131,21 @@ impl Body {
             "not allowed",
             "deprecated",
         ];
-        let is_refused = refusal.contains(name)
-            && (refusal.contains(other) || REFUSALS.iter().any(|words| refusal.contains(words)));
-        let is_number = ["too large", "at most", "less than"]
-            .iter()
-            .any(|words| refusal.contains(words));
+        const NUMBERS: &[&str] = &[
+            "too large",
+            "at most",
+            "at least",
+            "less than",
+            "greater than",
+            "maximum",
+            "minimum",
+            "exceed",
+            "range",
+        ];
+        let says = |texts: &[&str]| texts.iter().any(|text| refusal.contains(text));
+        let is_refused = says(&[name]) && (says(&[other]) || says(REFUSALS)) && !says(NUMBERS);
         let member = &mut self.max_tokens;
-        if member.is_ours && !member.is_news && is_refused && !is_number {
+        if member.is_ours && !member.is_news && is_refused {
             (member.is_refused, member.is_news) = (!member.is_refused, true);
             return Some(format!("{name} was refused: trying {other}"));
         }
