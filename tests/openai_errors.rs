@@ -337,10 +337,26 @@ fn an_error_that_is_the_requests_own_fault_is_not_worth_another_try() {
         r#"{"message": "too long", "type": "invalid_request_error", "code": null}"#,
         r#"{"message": "too long", "type": "exceed_context_size_error", "code": 400}"#,
         r#"{"message": "no", "code": "403"}"#,
+        r#"{"message": "no", "type": "invalid_request_error", "code": "invalid_api_key"}"#,
+        r#"{"message": "no", "type": "authentication_error", "code": "e17"}"#,
     ] {
         let error = error_of(stream(&format!("data: {{\"error\": {error}}}\n\n")));
         assert_eq!(error.kind(), ErrorKind::Server);
         assert!(!error.is_retryable(), "{error}");
+    }
+}
+
+#[test]
+fn an_error_of_status_200_has_its_body_too() {
+    let error = r#"{"error": {"message": "no GPU", "code": 500}}"#;
+    for raw in [
+        answer(200, "", error),
+        stream(&format!("data: {error}\n\n")),
+        stream(&format!("{HELLO}data: {error}\n\n")),
+    ] {
+        let failure = error_of(raw);
+        assert_eq!(failure.body(), Some(error), "{failure}");
+        assert_eq!(failure.http_status(), None, "it was 200: no refusal");
     }
 }
 
@@ -442,6 +458,7 @@ fn of_a_fault_that_is_not_the_models_name_the_name_is_not_doubted() {
         "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.",
         "max_tokens is too large: 50000. This model supports at most 16384 completion tokens.",
         "Unsupported value: 'temperature' does not support 0 with this model.",
+        "This model's maximum context length is 4096 tokens. Provide a shorter prompt.",
     ] {
         let body = json!({"error": {"message": message, "code": null}}).to_string();
         let service = answering(answer(400, "", &body));
@@ -688,6 +705,43 @@ fn a_key_at_the_edge_of_an_excerpt_is_not_shown_in_part() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_key_in_another_form_is_not_shown() {
+    let json = |words: &str| json!({"error": {"message": words}}).to_string();
+    let echo = answer(401, "", &json(&format!("you sent {SENTINEL}")));
+    let decoded = answer(401, "", &json("you sent a+b/SENTINEL"));
+    let escaped = answer(
+        401,
+        "",
+        r#"{"error": {"message": "you sent a\/SENTINEL\/b"}}"#,
+    );
+    let garbage = format!("{}{SENTINEL}\r\n\r\n", "x".repeat(60));
+    let chunk =
+        json!({"id": SENTINEL, "model": SENTINEL, "choices": [{"delta": {"content": "a"}}]});
+    let named = stream(&format!("data: {chunk}\n\n"));
+    let head = format!("content-type: text/event-stream\r\nx-request-id: {SENTINEL}\r\n");
+    let request_id = answer(200, &head, HELLO);
+    let given: [(&str, fn(&str) -> ClientBuilder); 7] = [
+        (&echo, |url| builder(url).api_key(&format!(" {SENTINEL}  "))),
+        (&echo, |url| {
+            builder(url).api_key(&format!("Bearer {SENTINEL}"))
+        }),
+        (&decoded, |url| {
+            builder(&format!("{url}?key=a%2Bb%2FSENTINEL"))
+        }),
+        (&escaped, |url| builder(url).api_key("a/SENTINEL/b")),
+        (&garbage, |url| builder(url).api_key(SENTINEL)),
+        (&named, |url| builder(url).api_key(SENTINEL)),
+        (&request_id, |url| builder(url).api_key(SENTINEL)),
+    ];
+    for (raw, options) in given {
+        let service = answering(raw);
+        let shown = shown(options(&service.url()));
+        assert!(shown.contains("***"), "{raw}\n{shown}");
+        assert!(!shown.contains("SENTINEL"), "{raw}\n{shown}");
     }
 }
 

@@ -501,6 +501,16 @@ fn the_variables_of_openais_clients_serve_behind_everything_that_is_ours() {
             &[&[openai, ("GPTALK_HEADER", "api-key: mine")][..], &theirs].concat(),
             None,
         ),
+        // A gateway's own credentials are beside the key.
+        (
+            "chat",
+            &[
+                &[openai, ("GPTALK_HEADER", "helicone-auth: Bearer gateway")][..],
+                &theirs,
+            ]
+            .concat(),
+            Some("Bearer theirs"),
+        ),
         // One that is not looked at does no harm.
         (
             "chat",
@@ -872,6 +882,15 @@ fn a_refusal_of_something_else_is_the_error() {
             400,
             "Invalid value: 'narrator'. Supported values are: 'system' and 'user'.",
         ),
+        (
+            400,
+            "max_tokens value of 50 but the supported range is from 1 (inclusive) to 40",
+        ),
+        (
+            400,
+            "max_tokens exceeds the maximum that is not supported by this model",
+        ),
+        (400, "'max_tokens' does not support 50 with this model."),
         (422, "messages: Field required"),
         // No refusal of a member, whatever it names.
         (404, "stream_options"),
@@ -890,6 +909,28 @@ fn a_refusal_of_something_else_is_the_error() {
         assert!(error.to_string().contains(message), "{error}");
         assert_eq!(asked(&service, 0), [BOTH], "{message}");
     }
+}
+
+#[test]
+fn a_refusal_that_repeats_the_request_names_no_member_by_that() {
+    let service = service(Endpoint::Chat, |request, peer| {
+        let refusal = json!({"type": "missing", "loc": ["body", "model"], "msg": "Field required",
+            "input": request.json()});
+        peer.respond(422, JSON, json!({"detail": [refusal]}).to_string());
+    });
+    let error = limited(&service).complete("Hi").unwrap_err();
+    assert!(error.to_string().contains("Field required"), "{error}");
+    assert_eq!(asked(&service, 0), [BOTH]);
+}
+
+#[test]
+fn a_clone_knows_what_the_service_refused() {
+    let service = picky(&[("stream_options", 400, AZURE)]);
+    let client = client(&service);
+    client.complete("Hi").unwrap();
+    let clone = client.clone();
+    clone.complete("Hi").unwrap();
+    assert_eq!(service.requests().len(), 3, "a repair, and one more");
 }
 
 #[test]
