@@ -616,8 +616,10 @@ fn shown(options: ClientBuilder) -> String {
     shown
 }
 
-/// The ways to give a key, and a URL.
-const GIVEN: [fn(&str) -> ClientBuilder; 5] = [
+/// A way to give a key, and a URL.
+type Given = fn(&str) -> ClientBuilder;
+
+const GIVEN: [Given; 5] = [
     |url| builder(url).api_key(SENTINEL),
     |url| builder(url).header("api-key", SENTINEL),
     |url| builder(url).header("Authorization", &format!("Bearer {SENTINEL}")),
@@ -724,7 +726,7 @@ fn a_key_in_another_form_is_not_shown() {
     let named = stream(&format!("data: {chunk}\n\n"));
     let head = format!("content-type: text/event-stream\r\nx-request-id: {SENTINEL}\r\n");
     let request_id = answer(200, &head, HELLO);
-    let given: [(&str, fn(&str) -> ClientBuilder); 7] = [
+    let given: [(&str, Given); 7] = [
         (&echo, |url| builder(url).api_key(&format!(" {SENTINEL}  "))),
         (&echo, |url| {
             builder(url).api_key(&format!("Bearer {SENTINEL}"))

@@ -14,7 +14,7 @@ use crate::sse::{self, LineTooLong, Lines, MAX_LINE};
 use crate::transport::{Body, Part};
 
 /// How far the white space before bare JSON is looked through.
-const MAX_INDENT: usize = 256;
+const MAX_INDENT: usize = 4096;
 
 /// What a protocol makes of its stream.
 pub(super) trait Dialect {
@@ -79,6 +79,7 @@ impl Reading {
                 pending: Vec::new(),
                 origin: Origin::Data,
                 seen: Vec::new(),
+                stray: Vec::new(),
                 begun: false,
             },
             bare: None,
@@ -112,7 +113,7 @@ impl Reading {
                 let end = bare.brackets.feed(part);
                 let used = end.map_or(part.len(), |end| end + 1);
                 bare.bytes.extend_from_slice(&part[..used]);
-                self.events.see(part);
+                self.events.see(&part[..used]);
                 if bare.bytes.len() > MAX_JSON {
                     let what = "more than 1 MiB of JSON";
                     return Err(too_long(&self.events.url, what, "json"));
@@ -120,7 +121,7 @@ impl Reading {
                 // Whoever has sent a whole document need not close the connection too.
                 let whole = end.and_then(|_| self.bare.take());
                 let step = match whole {
-                    Some(bare) => self.events.bare(&bare.bytes, dialect, out),
+                    Some(bare) => self.events.bare(&bare.bytes, &part[used..], dialect, out),
                     None => Ok(Step::Going),
                 };
                 (used, step)
@@ -147,12 +148,13 @@ impl Reading {
     /// The body has come to its end, in good order.
     fn ended<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
         if self.bare.is_some() {
-            return Err(self.events.cut(out));
+            return Err(self.events.cut(b"", out));
         }
-        match self.events.last_line(self.lines.rest(), dialect, out)? {
+        let rest = self.lines.rest();
+        match self.events.last_line(rest, dialect, out)? {
             LastLine::Done => Ok(Step::Done),
             LastLine::Whole if self.events.begun && dialect.is_complete(out) => Ok(Step::Done),
-            _ => Err(self.events.cut(out)),
+            _ => Err(self.events.cut(rest, out)),
         }
     }
 
@@ -170,22 +172,30 @@ impl Reading {
             Err(error) if error.kind() == ErrorKind::Server => return Err(error),
             _ => {}
         }
-        self.events.see(rest);
-        let seen = out.excerpt(&self.events.seen);
-        // Words without an event, and then silence: they may say why.
-        Err(match self.events.begun || seen.is_empty() {
-            true => error,
-            false => error.hinted(&format!("; all that had come: {seen}")),
+        // Words, and then silence: they may say why.
+        Err(match self.events.begun {
+            true => error.hinted(&self.events.last_words(rest, out)),
+            false if self.events.seen.is_empty() => error,
+            false => {
+                let seen = out.excerpt(&self.events.seen);
+                error.hinted(&format!("; all that had come: {seen}"))
+            }
         })
     }
 }
 
-/// Whether a line begins like JSON. A byte order mark, spaces and tabs do not count.
+/// Whether a line begins like a JSON object, or an array of them. A byte order mark, spaces and
+/// tabs do not count.
 fn opens_json<'a>(line: impl Iterator<Item = &'a u8>) -> bool {
     let mut first = line
         .take(MAX_INDENT)
         .filter(|byte| !b" \t\xef\xbb\xbf".contains(byte));
-    matches!(first.next(), Some(b'{' | b'['))
+    match first.next() {
+        Some(b'{') => true,
+        // `[DONE]` and `[ERROR] no more memory` are not.
+        Some(b'[') => matches!(first.next(), Some(b'{' | b'\n' | b'\r')),
+        _ => false,
+    }
 }
 
 enum LastLine {
@@ -206,6 +216,8 @@ struct Events {
     origin: Origin,
     /// What came before the reply began, as far as an error would show it.
     seen: Vec<u8>,
+    /// The last line that is no field of an event.
+    stray: Vec<u8>,
     /// The reply has begun.
     begun: bool,
 }
@@ -228,6 +240,10 @@ impl Events {
         if line.is_empty() {
             return self.end_of_event(dialect, out);
         }
+        // Glued to a bare document.
+        if is_done(line) && !D::LINES_ARE_EVENTS {
+            return self.done(out);
+        }
         match sse::field(line) {
             (b"data", data) => self.data(data, dialect, out),
             (b"event", name) if !D::LINES_ARE_EVENTS => {
@@ -243,7 +259,13 @@ impl Events {
                     parse_event(&text).unwrap_or_else(|_| (Value::from(&*text), Halves::default()));
                 self.hand_over(json, halves, &text, Origin::ErrorField, dialect, out)
             }
-            _ => Ok(Step::Going),
+            (b"" | b"event" | b"id" | b"retry", _) => Ok(Step::Going),
+            _ => {
+                self.stray.clear();
+                let room = (EXCERPT + MAX_SECRET).min(line.len());
+                self.stray.extend_from_slice(&line[..room]);
+                Ok(Step::Going)
+            }
         }
     }
 
@@ -258,7 +280,7 @@ impl Events {
             return Ok(Step::Going);
         }
         // Gateways send `data: : keepalive`: a comment that lost its way.
-        if is_blank(data) || data.starts_with(b":") {
+        if is_blank(data) || data.trim_ascii_start().starts_with(b":") {
             return Ok(Step::Going);
         }
         if is_done(data) {
@@ -310,7 +332,12 @@ impl Events {
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<LastLine, Error> {
+        let is_cut = |pending: &[u8]| {
+            let parsed = parse_event(&String::from_utf8_lossy(pending)).map(drop);
+            parsed.is_err_and(|error| error.is_eof())
+        };
         let step = match sse::field(line) {
+            _ if is_done(line) => self.line(line, dialect, out)?,
             (b"data", data) if !self.pending.is_empty() => {
                 self.join(data)?;
                 match parse_event(&String::from_utf8_lossy(&self.pending)) {
@@ -320,7 +347,7 @@ impl Events {
             }
             (b"data", data) if !is_blank(data) => {
                 let is_whole = is_done(data)
-                    || data.starts_with(b":")
+                    || data.trim_ascii_start().starts_with(b":")
                     || parse_event(&String::from_utf8_lossy(data)).is_ok();
                 match is_whole {
                     true => self.data(data, dialect, out)?,
@@ -328,6 +355,7 @@ impl Events {
                 }
             }
             (b"error", _) => self.line(line, dialect, out)?,
+            _ if !self.pending.is_empty() && is_cut(&self.pending) => return Ok(LastLine::Cut),
             _ => self.end_of_event(dialect, out)?,
         };
         Ok(match step {
@@ -336,25 +364,26 @@ impl Events {
         })
     }
 
-    /// A bare document.
+    /// A bare document, and what has come behind it.
     fn bare<D: Dialect>(
         &mut self,
         bytes: &[u8],
+        rest: &[u8],
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
-        if is_done(bytes) {
-            return self.done(out);
-        }
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim_start_matches('\u{FEFF}').trim();
         match parse_event(text) {
-            Ok((json, halves)) => self.hand_over(json, halves, text, Origin::Bare, dialect, out),
-            Err(error) => {
-                // What follows the last bracket may say more.
-                let seen = if self.begun { bytes } else { &self.seen };
-                Err(self.malformed(seen, &error, out))
+            Ok((json, halves)) => {
+                let step = self.hand_over(json, halves, text, Origin::Bare, dialect, out)?;
+                match self.begun {
+                    true => Ok(step),
+                    // It is an answer to something else.
+                    false => Err(self.empty(out)),
+                }
             }
+            Err(error) => Err(self.malformed(&[bytes, rest].concat(), &error, out)),
         }
     }
 
@@ -403,15 +432,25 @@ impl Events {
     }
 
     /// The body ended in good order, in the middle of the reply, or of what came in its place.
-    fn cut(&self, out: &Out) -> Error {
+    fn cut(&self, rest: &[u8], out: &Out) -> Error {
         if !self.begun {
             return self.empty(out);
         }
-        let url = &self.url;
+        let (url, words) = (&self.url, self.last_words(rest, out));
         Error::new(
             ErrorKind::Truncated,
-            format!("the reply from {url} ended before its end was told: it was cut"),
+            format!("the reply from {url} ended before its end was told: it was cut{words}"),
         )
+    }
+
+    /// What came behind the reply and is no part of an event: it may say why there is no more.
+    fn last_words(&self, rest: &[u8], out: &Out) -> String {
+        let candidates = [sse::field(rest).1, &self.pending, &self.stray];
+        let is_words = |words: &&[u8]| !is_blank(words) && !opens_json(words.iter());
+        match candidates.into_iter().find(is_words) {
+            Some(words) => format!("; the last words were: {}", out.excerpt(words)),
+            None => String::new(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::seam::Seam;
 use super::tools::{Calls, TooMany};
@@ -22,13 +22,23 @@ pub(super) struct Chunks {
     text: Seam,
     reasoning: Seam,
     calls: Calls,
-    /// A part of a message has come: a whole one that follows only repeats it.
-    has_delta: bool,
+    /// What has come in parts: a whole message that follows only repeats it.
+    parts: Parts,
+    /// Words that are an error, unless a reply follows them.
+    suspect: Option<Error>,
     /// A whole message has come, not a part of one.
     has_message: bool,
     /// Bytes of text, reasoning and tool calls, and how many there may be.
     taken: u64,
     limit: u64,
+}
+
+/// What a message, or a part of one, has.
+#[derive(Clone, Copy, Default)]
+struct Parts {
+    text: bool,
+    reasoning: bool,
+    calls: bool,
 }
 
 /// The event that is being read.
@@ -85,7 +95,8 @@ impl Chunks {
             text: Seam::default(),
             reasoning: Seam::default(),
             calls: Calls::default(),
-            has_delta: false,
+            parts: Parts::default(),
+            suspect: None,
             has_message: false,
             taken: 0,
             limit,
@@ -98,6 +109,11 @@ impl Chunks {
         out.add_text(self.text.end());
     }
 
+    /// Fails where the service has said something in place of the reply, or of its end.
+    pub fn unsuspected(&mut self) -> Result<(), Error> {
+        self.suspect.take().map_or(Ok(()), Err)
+    }
+
     /// The tool calls that have come.
     pub fn tool_calls(&mut self) -> Vec<Value> {
         self.calls.finish()
@@ -106,6 +122,9 @@ impl Chunks {
     /// A chunk, or what stands in its place.
     fn item(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         let error = error_in(json, at.origin).map(|error| reported(error, at.text, at.url, out));
+        if says_something(json) && out.reply.finish_reason.is_none() {
+            self.suspect = Some(reported(json, at.text, at.url, out));
+        }
         let read = match json {
             Value::Object(_) => self.chunk(json, at, out),
             Value::Null => Ok(()),
@@ -132,6 +151,7 @@ impl Chunks {
                 .iter()
                 .any(|choice| choice.get("message").is_some_and(Value::is_object));
         for choice in choices {
+            self.suspect = None;
             let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
             if *self.choice.get_or_insert(index) == index {
                 self.choice(choice, at, out)?;
@@ -141,18 +161,28 @@ impl Chunks {
     }
 
     fn choice(&mut self, choice: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let part = |name| choice.get(name).filter(|value| !is_empty(value));
-        match (part("delta"), part("message")) {
-            (Some(delta @ Value::Object(_)), _) => {
-                let taken = self.taken;
-                self.delta(delta, at, out)?;
-                self.has_delta |= self.taken > taken;
-            }
-            (None, Some(message @ Value::Object(_))) if !self.has_delta => {
-                self.delta(message, at, out)?;
-            }
-            (None, None | Some(Value::Object(_))) => {}
-            _ => return Err(at.bad("whose delta is not an object", out)),
+        let part = |name| match choice.get(name).filter(|value| !is_empty(value)) {
+            None | Some(Value::Object(_)) => Ok(choice.get(name)),
+            Some(_) => Err(at.bad("whose delta is not an object", out)),
+        };
+        let (delta, message) = (part("delta")?, part("message")?);
+        if !choice.is_object() && !is_empty(choice) {
+            return Err(at.bad("whose choice is not an object", out));
+        }
+        if let Some(delta) = delta {
+            let length = |out: &Out| (out.reply.text.len(), out.reply.reasoning.len());
+            let ((text, reasoning), calls) = (length(out), self.calls.len());
+            self.delta(delta, Parts::default(), at, out)?;
+            self.parts.text |= length(out).0 > text;
+            self.parts.reasoning |= length(out).1 > reasoning;
+            self.parts.calls |= self.calls.len() > calls;
+        }
+        if let Some(message) = message {
+            self.delta(message, self.parts, at, out)?;
+        }
+        // As completions were before there were chats.
+        if let (None, None, Some(text)) = (delta, message, choice.get("text")) {
+            self.say(&words(text), at, out)?;
         }
         // Ollama, SGLang and LocalAI send "", KoboldCpp "null": none yet.
         let reason = choice.get("finish_reason").and_then(Value::as_str);
@@ -162,7 +192,14 @@ impl Chunks {
         Ok(())
     }
 
-    fn delta(&mut self, delta: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
+    /// Reads a message or a part of one, but for what is known.
+    fn delta(
+        &mut self,
+        delta: &Value,
+        known: Parts,
+        at: At<'_>,
+        out: &mut Out,
+    ) -> Result<(), Error> {
         // The same thoughts may stand in several of these.
         const THOUGHTS: &[&str] = &[
             "reasoning_content",
@@ -171,10 +208,11 @@ impl Chunks {
             "thinking",
         ];
         let thoughts = THOUGHTS.iter().filter_map(|name| delta.get(name));
-        if let Some(thoughts) = thoughts.map(words).find(|words| !words.is_empty()) {
+        let thoughts = thoughts.map(words).find(|words| !words.is_empty());
+        if let Some(thoughts) = thoughts.filter(|_| !known.reasoning) {
             self.think(&thoughts, at, out)?;
         }
-        match delta.get("content") {
+        match delta.get("content").filter(|_| !known.text) {
             None | Some(Value::Null) => {}
             Some(Value::String(text)) => self.say(text, at, out)?,
             // Mistral: parts, of which some are thoughts.
@@ -187,17 +225,23 @@ impl Chunks {
                 }
             }
             Some(part @ Value::Object(_)) => self.say(&words(part), at, out)?,
-            Some(other) if is_empty(other) => {}
+            Some(Value::Bool(false)) => {}
             Some(_) => return Err(at.bad("whose content is not text", out)),
         }
         // What a model says in place of an answer is what it says.
         if let Some(refusal) = delta.get("refusal").and_then(Value::as_str) {
             self.say(refusal, at, out)?;
         }
-        match delta.get("tool_calls") {
-            Some(Value::Array(calls)) => calls.iter().try_for_each(|call| self.call(call, at)),
-            Some(call @ Value::Object(_)) => self.call(call, at),
-            _ => Ok(()),
+        let calls = delta.get("tool_calls").filter(|calls| !is_empty(calls));
+        match (calls, delta.get("function_call")) {
+            _ if known.calls => Ok(()),
+            (Some(Value::Array(calls)), _) => calls.iter().try_for_each(|call| self.call(call, at)),
+            (Some(call), _) => self.call(call, at),
+            // As a call was before there were several.
+            (None, Some(function @ Value::Object(_))) => {
+                self.call(&json!({"function": function}), at)
+            }
+            (None, _) => Ok(()),
         }
     }
 
@@ -253,16 +297,16 @@ fn describe(json: &Value, length: usize, out: &mut Out) {
         out.reply.request_id = Some(out.shown(id));
     }
     // Beside the choices, in a choice (Moonshot), in an object of Groq's.
-    let usage = |owner: Option<&'_ Value>| {
-        let usage = owner?.get("usage")?;
-        let is_empty = usage.as_object()?.is_empty();
-        (!is_empty).then(|| usage.clone())
-    };
     let choice = json.get("choices").and_then(|choices| choices.get(0));
-    let owners = [Some(json), choice, json.get("x_groq")];
-    let owners = owners.into_iter().filter(|_| length <= MAX_LENGTH);
-    if let Some(usage) = owners.into_iter().find_map(usage) {
-        out.reply.usage = Some(usage);
+    let usage = [Some(json), choice, json.get("x_groq")]
+        .into_iter()
+        .flatten()
+        .filter_map(|owner| owner.get("usage"))
+        .find(|usage| usage.as_object().is_some_and(|counts| !counts.is_empty()));
+    if let Some(usage) = usage {
+        if length <= MAX_LENGTH || usage.to_string().len() <= MAX_LENGTH {
+            out.reply.usage = Some(usage.clone());
+        }
     }
 }
 
@@ -283,33 +327,44 @@ fn words(part: &Value) -> Cow<'_, str> {
 
 /// Where an event says that something failed. Wherever an `error` stands, it is one.
 fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
-    let has = |owner: &Value, name: &str| owner.get(name).is_some_and(|value| !is_empty(value));
-    let choice = json.get("choices").and_then(|choices| choices.get(0));
-    let inner = ["delta", "message"].map(|name| choice.and_then(|choice| choice.get(name)));
-    let places = [Some(json), choice, inner[0], inner[1]];
-    if let Some(place) = places
+    let choices = json.get("choices").and_then(Value::as_array);
+    let inside = choices.into_iter().flatten().flat_map(|choice| {
+        let inside = ["delta", "message"].map(|name| choice.get(name));
+        [Some(choice), inside[0], inside[1]].into_iter().flatten()
+    });
+    let mut places = [Some(json), json.get("x_groq")]
         .into_iter()
         .flatten()
-        .find(|place| has(place, "error"))
-    {
+        .chain(inside);
+    if let Some(place) = places.find(|place| has(place, "error")) {
         return Some(place);
     }
-    let is_called_error = |name| json.get(name).is_some_and(|value| value == "error");
-    let has_choices = has(json, "choices");
     // The shapes of FastAPI, and of gateways, which have no `error`.
     let status = |name| json.get(name).and_then(text_of)?.parse::<u16>().ok();
     let is_bad = |name| status(name).is_some_and(|status| (400..600).contains(&status));
-    let is_failure =
-        || has(json, "errors") || is_bad("code") || is_bad("status") || has(json, "detail");
-    let says_something = || {
-        let is_text = |name| json.get(name).is_some_and(|words| words.is_string());
-        let is_chunk = json.get("object").is_some() || json.get("usage").is_some();
-        !is_chunk && (is_text("message") || is_text("msg"))
+    let is_failure = || {
+        has(json, "errors")
+            || has(json, "detail")
+            || json.get("object").is_none() && (is_bad("code") || is_bad("status"))
     };
+    let has_choices = has(json, "choices");
+    let is_called_error = |name| json.get(name).is_some_and(|value| value == "error");
     let is_error = match origin {
         Origin::ErrorField => true,
         Origin::NamedError => !has_choices,
-        Origin::Data | Origin::Bare => !has_choices && (is_failure() || says_something()),
+        Origin::Bare => !has_choices && (is_failure() || says_something(json)),
+        Origin::Data => !has_choices && is_failure(),
     };
     (is_error || is_called_error("object") || is_called_error("type")).then_some(json)
+}
+
+/// Whether an event is words, and no part of a reply.
+fn says_something(json: &Value) -> bool {
+    let is_text = |name| json.get(name).is_some_and(Value::is_string);
+    let is_chunk = has(json, "choices") || has(json, "object") || has(json, "usage");
+    !is_chunk && (is_text("message") || is_text("msg"))
+}
+
+fn has(object: &Value, name: &str) -> bool {
+    object.get(name).is_some_and(|value| !is_empty(value))
 }

@@ -89,7 +89,7 @@ impl Chat {
             }
             Phase::Read(mut reading) => {
                 let step = reading.advance(&mut self.chunks, out);
-                match step {
+                match &step {
                     Ok(Step::Going) => self.phase = Phase::Read(reading),
                     Ok(Step::Done) => {
                         self.chunks.end(out);
@@ -97,7 +97,17 @@ impl Chat {
                     }
                     Err(_) => self.chunks.end(out),
                 }
-                return step;
+                return match step {
+                    Ok(Step::Done) => self.chunks.unsuspected().map(|()| Step::Done),
+                    // Where the reply, or its end, is missing, the service's own words say more.
+                    Err(error)
+                        if error.kind() == ErrorKind::Truncated
+                            || error.kind() == ErrorKind::Protocol =>
+                    {
+                        self.chunks.unsuspected().and(Err(error))
+                    }
+                    step => step,
+                };
             }
             Phase::Over => {
                 return Err(Error::new(

@@ -48,9 +48,10 @@ impl Calls {
             Some(other) => other.to_string(),
         };
         let calls = &self.0;
+        let may_be = |call: &Call| index.is_none() || call.index.is_none() || call.index == index;
         let same_id = calls
             .iter()
-            .rposition(|call| !id.is_empty() && call.id == id);
+            .rposition(|call| !id.is_empty() && call.id == id && may_be(call));
         let found = same_id.or_else(|| match index {
             Some(_) => calls.iter().rposition(|call| call.index == index),
             None => calls.len().checked_sub(1),
@@ -99,8 +100,15 @@ impl Calls {
 
     /// The calls as they stand in an assistant's message.
     pub fn finish(&mut self) -> Vec<Value> {
-        let calls = std::mem::take(&mut self.0);
-        calls.into_iter().map(Call::finish).collect()
+        let calls = std::mem::take(&mut self.0).into_iter();
+        calls
+            .filter(|call| !(call.name.is_empty() && call.arguments.is_empty()))
+            .map(Call::finish)
+            .collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 }
 
