@@ -5,6 +5,8 @@
 //!            └─ `{` or `[` where a line begins: bare JSON, gathered until its last bracket
 //! ```
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::json::{Brackets, Halves, parse_event};
@@ -287,7 +289,11 @@ impl Events {
             return self.done(out);
         }
         // An event whose one line is whole does not wait for the blank line behind it.
-        let text = String::from_utf8_lossy(data);
+        let text = match std::str::from_utf8(data) {
+            Ok(text) => Cow::Borrowed(text),
+            // Slower, even for what is UTF-8.
+            Err(_) => String::from_utf8_lossy(data),
+        };
         match parse_event(&text) {
             Ok((json, halves)) => self.hand_over(json, halves, &text, self.origin, dialect, out),
             Err(error) if D::LINES_ARE_EVENTS => Err(self.malformed(data, &error, out)),
