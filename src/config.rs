@@ -221,9 +221,11 @@ impl Config {
         let headers = headers.cloned().unwrap_or_default();
         let mut api_key = first(layers, |o| o.api_key.clone());
         if let (None, Some(key)) = (&api_key, openai_var("OPENAI_API_KEY")) {
-            let key = secret_text("in the environment, OPENAI_API_KEY", key.trim_matches(' '))?;
             // Another service's key, given in another way, is not joined by OpenAI's.
-            api_key = Some(key).filter(|_| !carries_a_key(&headers, &base_url));
+            if !carries_a_key(&headers, &base_url) {
+                let key = key.trim_matches(' ');
+                api_key = Some(secret_text("in the environment, OPENAI_API_KEY", key)?);
+            }
         }
         // A header of that name goes over the option, wherever the option is used.
         let mut own = headers.iter().filter(|(name, _)| name == "user-agent");

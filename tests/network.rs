@@ -988,3 +988,23 @@ fn a_chat_starts_no_thread() {
         assert_eq!(most.load(Ordering::Relaxed), before);
     });
 }
+
+#[test]
+fn a_service_that_speaks_no_tls_is_told_apart_from_one_that_is_not_there() {
+    // It waits for a request, as http services do, where TLS waits for an answer.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let client = Client::builder()
+        .base_url(&format!("https://127.0.0.1:{port}"))
+        .connect_timeout(Some(Duration::from_millis(300)))
+        .retries(0)
+        .build()
+        .unwrap();
+    let error = client.complete("Hi").unwrap_err();
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::Timeout, Some("connect_timeout"))
+    );
+    assert!(error.to_string().contains("no TLS handshake"), "{error}");
+    assert!(error.to_string().contains("http://"), "{error}");
+}

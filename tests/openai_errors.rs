@@ -347,6 +347,24 @@ fn an_error_that_is_the_requests_own_fault_is_not_worth_another_try() {
 }
 
 #[test]
+fn an_error_answer_that_is_whole_is_not_waited_for() {
+    let body = r#"{"error": {"message": "no GPU", "code": "gpu"}}"#;
+    let service = Service::builder()
+        .on(Endpoint::Chat, move |_, peer| {
+            peer.send(format!("HTTP/1.1 400 No\r\n\r\n{body}"));
+            peer.stall();
+        })
+        .start();
+    let started = Instant::now();
+    let error = client(&service).complete("Hi").unwrap_err();
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::Request, Some("gpu"))
+    );
+    assert!(started.elapsed() < Duration::from_secs(10), "{error}");
+}
+
+#[test]
 fn an_error_of_status_200_has_its_body_too() {
     let error = r#"{"error": {"message": "no GPU", "code": 500}}"#;
     for raw in [
@@ -582,8 +600,14 @@ fn the_gptalk_protocol_with_what_is_for_the_other_one_says_so() {
             &["404", "set protocol to openai", "GPTALK_PROTOCOL"],
         );
     }
-    let error = gptalk("", "");
-    assert!(!error.to_string().contains("openai"), "{error}");
+    // Where nothing speaks for either, both are named, once.
+    let error = gptalk("", "").to_string();
+    assert!(error.contains("is base_url the right one?"), "{error}");
+    assert_eq!(
+        error.matches("set protocol to openai").count(),
+        1,
+        "{error}"
+    );
 }
 
 // Secrets.

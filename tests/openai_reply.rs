@@ -522,6 +522,8 @@ fn a_reply_cut_inside_an_event_keeps_what_came_before() {
             let outcome = stage.play(&body[..body.len() - 1], end);
             outcome.is(&["Hello"], ErrorKind::Truncated);
         }
+        let done = hello.clone() + "data: {\"choices\":[{\"delta\":{\"con\n[DONE]\n";
+        stage.play(done, end).is(&["Hello"], ErrorKind::Protocol);
         let between = hello.clone() + "data: {\"choices\":[\n";
         stage
             .play(between, end)
@@ -725,6 +727,7 @@ fn an_error_may_have_a_field_or_an_event_of_its_own() {
         "error: no GPU\n\n",
         "event: error\ndata: {\"message\": \"no GPU\"}\n\n",
         "event: error\ndata: \"no GPU\"\n\n",
+        "event: error\ndata: no GPU\n\n",
         "event:error\r\nid: 1\r\ndata:{\"msg\":\"no GPU\"}\r\n\r\n",
     ] {
         let error = stage.fails(lines, ErrorKind::Server);
@@ -779,6 +782,8 @@ fn words_and_no_reply_are_an_error() {
         let bare = stage.play(words, Peer::stall).is(&[], ErrorKind::Server);
         assert!(bare.error().contains("no GPU"), "{}", bare.error());
     }
+    let nothing = r#"{"error":{"message":"","type":null,"code":null}}"#;
+    stage.fails(event(nothing), ErrorKind::Server);
     // Where the reply goes on, they were none.
     let waiting = event(r#"{"status":"queued","message":"waiting for a worker"}"#);
     stage.says(
@@ -793,13 +798,21 @@ fn an_answer_that_is_no_reply_is_told_at_once_and_shown() {
     let stage = Stage::new();
     for answer in [
         r#"{"choices":null,"base_resp":{"status_msg":"no GPU"}}"#,
-        r#"{"choices":[],"note":"no GPU"}"#,
         r#"{"models":["no GPU"]}"#,
     ] {
         let outcome = stage.play(answer, Peer::stall).brought_nothing();
         assert!(outcome.error().contains("no GPU"), "{}", outcome.error());
+        assert!(outcome.error().contains("base_url"), "{}", outcome.error());
     }
     stage.say(event("null") + DONE).brought_nothing();
+    let usage = r#"{"choices":[],"usage":{"total_tokens":0}}"#;
+    stage.say(event(usage) + DONE).brought_nothing();
+    stage.say(event(usage)).is(&[], ErrorKind::Truncated);
+    // What may be the beginning of one is not the end.
+    for first in [r#"{"model":"m","choices":[]}"#, "{}"] {
+        let lines = format!("{first}\n{}", content("a"));
+        stage.says(lines, &["a"]);
+    }
 }
 
 #[test]
@@ -837,6 +850,7 @@ fn words_behind_the_text_are_in_the_error_of_its_end() {
     ];
     for words in [
         "Internal error\n",
+        "Internal error",
         "[ERROR] Internal error\n\n",
         "data: Internal error",
     ] {
@@ -847,6 +861,26 @@ fn words_behind_the_text_are_in_the_error_of_its_end() {
             assert_eq!(shown, 1, "{}", outcome.error());
         }
     }
+}
+
+#[test]
+fn what_the_service_said_last_is_in_the_error_of_its_silence() {
+    let stage = Stage::with(|client| client.idle_timeout(Some(Duration::from_millis(300))));
+    let body = content("Hello") + &event(r#"{"message":"overloaded"}"#);
+    let outcome = stage.parts([body.as_bytes()], Peer::stall);
+    assert!(
+        outcome.error().contains("overloaded"),
+        "{}",
+        outcome.error()
+    );
+    outcome.is(&["Hello"], ErrorKind::Timeout);
+    let body = content("Hello") + "event: error\ndata: overloaded";
+    let outcome = stage.say(body).is(&["Hello"], ErrorKind::Server);
+    assert!(
+        outcome.error().contains("overloaded"),
+        "{}",
+        outcome.error()
+    );
 }
 
 #[test]
@@ -1189,11 +1223,17 @@ fn a_completion_may_be_of_the_time_before_there_were_chats() {
     let old = r#"{"choices":[{"index":0,"text":"Hi","finish_reason":"stop"}]}"#;
     stage.say(old).is(&["Hi"], None);
     stage.says(event(old), &["Hi"]);
+    let null = old.replace("\"text\"", "\"delta\":null,\"text\"");
+    stage.says(event(null), &["Hi"]);
+    stage.play(old, Peer::stall).is(&["Hi"], None);
 }
 
 #[test]
 fn a_refusal_is_what_the_model_says() {
     let stage = Stage::new();
+    let piece = |text: &str| delta(json!({"refusal": text}));
+    let last = choice(json!({"message": {"refusal": "I cannot"}, "finish_reason": "stop"}));
+    stage.says(piece("I can") + &piece("not") + &last, &["I can", "not"]);
     let lines = delta(r#"{"role":"assistant","content":null,"refusal":""}"#)
         + &delta(r#"{"refusal":"I "}"#)
         + &delta(r#"{"refusal":"won't."}"#);
@@ -1430,6 +1470,13 @@ A name in pieces
   {"index":0,"name":"weather"}
   {"index":0,"arguments":"{}"}
 = a get_weather {}
+
+An id that comes before its name
+  {"id":"a","name":"f","arguments":"{}"}
+  {"id":"b"}
+  {"name":"g","arguments":"{\"y\": 1}"}
+= a f {}
+= b g {"y": 1}
 
 A name repeated behind the whole
   {"index":0,"id":"a","name":"f","arguments":"{}"}

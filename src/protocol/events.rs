@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::json::{Brackets, Halves, parse_event};
 use super::{EXCERPT, MAX_JSON, MAX_SECRET, Out, Step};
@@ -72,16 +72,19 @@ struct Bare {
 }
 
 impl Reading {
-    pub fn new(url: String, body: Body) -> Reading {
+    /// `advice` is for an answer that is of something else than was meant.
+    pub fn new(url: String, body: Body, advice: &'static str) -> Reading {
         Reading {
             body,
             lines: Lines::default(),
             events: Events {
                 url,
+                advice,
                 pending: Vec::new(),
                 origin: Origin::Data,
                 seen: Vec::new(),
                 stray: Vec::new(),
+                has_event: false,
                 begun: false,
             },
             bare: None,
@@ -212,6 +215,7 @@ enum LastLine {
 /// Lines in, events out.
 struct Events {
     url: String,
+    advice: &'static str,
     /// The data lines of an event whose end has not come.
     pending: Vec<u8>,
     /// Of the event that the next data line is a part of.
@@ -220,6 +224,8 @@ struct Events {
     seen: Vec<u8>,
     /// The last line that is no field of an event.
     stray: Vec<u8>,
+    /// There has been an event.
+    has_event: bool,
     /// The reply has begun.
     begun: bool,
 }
@@ -244,6 +250,7 @@ impl Events {
         }
         // Glued to a bare document.
         if is_done(line) && !D::LINES_ARE_EVENTS {
+            self.end_of_event(dialect, out)?;
             return self.done(out);
         }
         match sse::field(line) {
@@ -351,6 +358,12 @@ impl Events {
                     Err(_) => return Ok(LastLine::Cut),
                 }
             }
+            (b"data", data) if self.origin == Origin::NamedError => {
+                match self.data(data, dialect, out)? {
+                    Step::Going => self.end_of_event(dialect, out)?,
+                    Step::Done => Step::Done,
+                }
+            }
             (b"data", data) if !is_blank(data) => {
                 let is_whole = is_done(data)
                     || data.trim_ascii_start().starts_with(b":")
@@ -378,12 +391,16 @@ impl Events {
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
+        self.end_of_event(dialect, out)?;
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim_start_matches('\u{FEFF}').trim();
         match parse_event(text) {
             Ok((json, halves)) => {
+                // A chunk without a choice may be the first one.
+                let is_chunk = json.get("choices").is_some_and(Value::is_array)
+                    || json.as_object().is_some_and(Map::is_empty);
                 let step = self.hand_over(json, halves, text, Origin::Bare, dialect, out)?;
-                match self.begun {
+                match self.begun || is_chunk {
                     true => Ok(step),
                     // It is an answer to something else.
                     false => Err(self.empty(out)),
@@ -411,6 +428,7 @@ impl Events {
             halves,
             origin,
         };
+        self.has_event |= origin != Origin::Bare;
         let step = dialect.event(event, &self.url, out);
         self.begun = dialect.has_begun();
         step
@@ -425,7 +443,7 @@ impl Events {
     }
 
     fn empty(&self, out: &Out) -> Error {
-        empty(&self.url, &self.seen, out)
+        empty(&self.url, &self.seen, self.advice, out)
     }
 
     fn malformed(&self, data: &[u8], error: &serde_json::Error, out: &Out) -> Error {
@@ -439,10 +457,14 @@ impl Events {
 
     /// The body ended in good order, in the middle of the reply, or of what came in its place.
     fn cut(&self, rest: &[u8], out: &Out) -> Error {
-        if !self.begun {
+        if !self.has_event && !self.begun {
             return self.empty(out);
         }
-        let (url, words) = (&self.url, self.last_words(rest, out));
+        let words = match self.begun {
+            true => self.last_words(rest, out),
+            false => format!("; all that had come: {}", out.excerpt(&self.seen)),
+        };
+        let url = &self.url;
         Error::new(
             ErrorKind::Truncated,
             format!("the reply from {url} ended before its end was told: it was cut{words}"),
@@ -451,7 +473,11 @@ impl Events {
 
     /// What came behind the reply and is no part of an event: it may say why there is no more.
     fn last_words(&self, rest: &[u8], out: &Out) -> String {
-        let candidates = [sse::field(rest).1, &self.pending, &self.stray];
+        let rest = match sse::field(rest) {
+            (b"data", data) => data,
+            _ => rest,
+        };
+        let candidates = [rest, &self.pending, &self.stray];
         let is_words = |words: &&[u8]| !is_blank(words) && !opens_json(words.iter());
         match candidates.into_iter().find(is_words) {
             Some(words) => format!("; the last words were: {}", out.excerpt(words)),
@@ -460,12 +486,15 @@ impl Events {
     }
 }
 
-/// A stream without an event; `seen` is the beginning of what came instead.
-pub(super) fn empty(url: &str, seen: &[u8], out: &Out) -> Error {
+/// A stream without a reply; `seen` is the beginning of what came instead. A page, or another API's
+/// answer, is worth the advice.
+pub(super) fn empty(url: &str, seen: &[u8], advice: &str, out: &Out) -> Error {
     let seen = out.excerpt(seen);
+    let is_elsewhere = seen.len() > 2 && seen.starts_with(['<', '{', '[']);
     let what = match seen.as_str() {
         "" => "nothing".to_owned(),
-        _ => format!("no event, but: {seen}"),
+        _ if is_elsewhere => format!("no reply, but: {seen}{advice}"),
+        _ => format!("no reply, but: {seen}"),
     };
     Error::protocol(format!("{url} answered the stream request with {what}")).with_code("empty")
 }

@@ -1,5 +1,6 @@
 //! Answers that are wanted whole.
 
+use super::json::parse_json;
 use super::{MAX_ERROR, MAX_JSON};
 use crate::error::{Error, ErrorKind};
 use crate::transport::{Answer, Exchange, Part};
@@ -9,6 +10,13 @@ pub(super) struct Fetch {
     exchange: Exchange,
     answer: Option<Answer>,
     bytes: Vec<u8>,
+    /// How much of it was found not to be whole.
+    looked_at: usize,
+}
+
+fn is_new_document(bytes: &[u8], looked_at: &mut usize) -> bool {
+    let is_new = std::mem::replace(looked_at, bytes.len()) != bytes.len();
+    is_new && matches!(bytes.first(), Some(b'{' | b'[')) && parse_json(bytes).is_some()
 }
 
 impl Fetch {
@@ -17,6 +25,7 @@ impl Fetch {
             exchange,
             answer: None,
             bytes: Vec::new(),
+            looked_at: 0,
         }
     }
 
@@ -26,6 +35,7 @@ impl Fetch {
             exchange,
             answer: Some(answer),
             bytes: Vec::new(),
+            looked_at: 0,
         }
     }
 
@@ -48,7 +58,8 @@ impl Fetch {
                 answer.body.consume(n);
                 self.bytes.len() > limit
             }
-            Ok(Part::Pending) => false,
+            // Whoever has sent a whole document need not end the body too.
+            Ok(Part::Pending) => is_new_document(&self.bytes, &mut self.looked_at),
             Ok(Part::End) => true,
             // The status says more than the way the body ended.
             Err(_) if is_error => true,

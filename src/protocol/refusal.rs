@@ -54,7 +54,7 @@ pub(super) fn refusal(
         }
         429 if said.is_quota => "; the quota is used up: another try is of no use".into(),
         429 => "; wait before the next try".into(),
-        500..=599 => "; try again later".into(),
+        500 | 502..=599 => "; try again later".into(),
         _ => match config.protocol {
             Protocol::Gptalk => gptalk_advice(status).to_owned(),
             Protocol::Openai => openai_advice(status, &said, &words, config),
@@ -81,9 +81,13 @@ pub(super) fn reported(json: &Value, text: &str, url: &str, out: &Out) -> Error 
     let words = said.words.or_else(|| text_of(json)).unwrap_or_default();
     let is_final = said.is_quota || said.is_request || words.contains(WRONG_PATH);
     let words = out.excerpt(words.as_bytes());
+    let advice = match words.contains(WRONG_PATH) {
+        true => WHERE_TO_LOOK,
+        false => "",
+    };
     let error = Error::new(
         ErrorKind::Server,
-        format!("{url} reported an error: {words}"),
+        format!("{url} reported an error: {words}{advice}"),
     )
     .with_retryable(!is_final)
     .with_body(out.beginning(text.as_bytes(), SHOWN_ERROR));
@@ -117,7 +121,10 @@ pub(super) fn complaint(bytes: &[u8]) -> String {
 fn gptalk_advice(status: u16) -> &'static str {
     match status {
         401 | 403 => "; it does not accept who you are",
-        404 | 405 => "; is base_url the right one?",
+        404 | 405 | 501 => {
+            "; is base_url the right one? If it is an OpenAI-compatible service, set protocol to \
+             openai (GPTALK_PROTOCOL)"
+        }
         _ => "",
     }
 }
@@ -143,7 +150,7 @@ fn openai_advice(status: u16, said: &ServiceError, words: &str, config: &Config)
         (400 | 404 | 422, None) if is_absent || is_missing => {
             "; name a model that the service has: set model (GPTALK_MODEL)".into()
         }
-        (404 | 405, _) => format!("; {WHERE_TO_LOOK}"),
+        (404 | 405 | 501, _) if !is_gptalk_address(config) => WHERE_TO_LOOK.to_owned(),
         _ => String::new(),
     }
 }
@@ -152,7 +159,7 @@ fn openai_advice(status: u16, said: &ServiceError, words: &str, config: &Config)
 const WRONG_PATH: &str = "Unexpected endpoint";
 
 /// What a wrong path has for advice.
-const WHERE_TO_LOOK: &str = "set base_url to what stands before /chat/completions in the service's \
+pub(super) const WHERE_TO_LOOK: &str = "; set base_url to what stands before /chat/completions in the service's \
      documents, such as http://127.0.0.1:11434/v1, and protocol to gptalk if it is a GPTalk service";
 
 /// What is known of a failure that no single answer tells: the end of its sentence.
@@ -182,6 +189,10 @@ pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
         return None;
     }
     let hint = match config.protocol {
+        // These say so themselves.
+        Protocol::Gptalk if matches!(error.http_status(), Some(404 | 405 | 501)) => {
+            public_service(config)
+        }
         Protocol::Gptalk if is_openai_address(config) || config.api_key.is_some() => {
             "; an api_key or such a base_url is for an OpenAI-compatible service: set protocol to \
              openai (GPTALK_PROTOCOL)"
@@ -190,9 +201,6 @@ pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
         Protocol::Gptalk => public_service(config),
         Protocol::Openai if is_gptalk_address(config) => {
             "; base_url is a GPTalk service's: set protocol to gptalk (GPTALK_PROTOCOL)".to_owned()
-        }
-        Protocol::Openai if error.http_status().is_none() && is_elsewhere(error) => {
-            format!("; {WHERE_TO_LOOK}")
         }
         Protocol::Openai => String::new(),
     };
@@ -225,15 +233,6 @@ fn is_gptalk_address(config: &Config) -> bool {
     url.host == "gptalk.net"
         || url.host.ends_with(".gptalk.net")
         || url.path.contains("/api/chatgpt")
-}
-
-/// Whether what answered with status 200 looks like something else than what was meant.
-fn is_elsewhere(error: &Error) -> bool {
-    let text = error.to_string();
-    // A page, or another API's answer. vLLM sends a lone `[DONE]` where the model failed.
-    let is_strange =
-        error.code() == Some("empty") && text.contains("no event, but") && !text.contains("[DONE]");
-    is_strange || text.contains(WRONG_PATH)
 }
 
 /// What an HTML page is titled: its cause, where its source would only show its style.

@@ -228,7 +228,7 @@ impl Connecting {
     fn exposed(&self, address: &str) -> Error {
         Error::misuse(format!(
             "the API key would go to {} in plain text, and {address} is no loopback or private \
-             address: give a base_url with https://, or no key",
+             address: give a base_url with https://, or no key (api_key, OPENAI_API_KEY)",
             self.peer()
         ))
         .with_code("plain_http")
@@ -268,10 +268,14 @@ impl Connecting {
 
     fn timed_out(&self) -> Error {
         let limit = self.limit.unwrap_or_default().as_millis();
+        let (what, advice) = match self.step {
+            Step::Tls(_) => ("TLS handshake with", "; is it an http:// service?"),
+            _ => ("connection to", ""),
+        };
         timeout(
             "connect_timeout",
             format!(
-                "no connection to {} within {limit} ms (connect_timeout_ms)",
+                "no {what} {} within {limit} ms (connect_timeout_ms){advice}",
                 self.peer()
             ),
         )

@@ -126,7 +126,7 @@ impl Dialect for Content {
         }
         self.content(json, &event, url, out)?;
         match out.reply.text.is_empty() {
-            true => Err(empty(url, event.text.as_bytes(), out)),
+            true => Err(empty(url, event.text.as_bytes(), "", out)),
             false => Ok(Step::Done),
         }
     }

@@ -190,7 +190,7 @@ impl Chat {
                     let url = exchange.shown_url().to_owned();
                     out.note(|| format!("GET {url}: HTTP {}", answer.status));
                     self.phase = if is_success(answer.status) {
-                        Phase::Read(Box::new(Reading::new(url, answer.body)))
+                        Phase::Read(Box::new(Reading::new(url, answer.body, "")))
                     } else {
                         Phase::Refused(Box::new(Fetch::rest_of(*exchange, answer)))
                     };

@@ -146,10 +146,12 @@ impl Chunks {
         let is_whole = json
             .get("object")
             .is_some_and(|kind| kind == "chat.completion");
-        self.has_message |= (is_whole || at.origin == Origin::Bare)
-            && choices
-                .iter()
-                .any(|choice| choice.get("message").is_some_and(Value::is_object));
+        let is_message = |choice: &Value| {
+            choice.get("message").is_some_and(Value::is_object)
+                || choice.get("text").is_some_and(Value::is_string)
+        };
+        self.has_message |=
+            (is_whole || at.origin == Origin::Bare) && choices.iter().any(is_message);
         for choice in choices {
             self.suspect = None;
             let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
@@ -161,9 +163,10 @@ impl Chunks {
     }
 
     fn choice(&mut self, choice: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let part = |name| match choice.get(name).filter(|value| !is_empty(value)) {
-            None | Some(Value::Object(_)) => Ok(choice.get(name)),
-            Some(_) => Err(at.bad("whose delta is not an object", out)),
+        let part = |name| match choice.get(name) {
+            Some(part @ Value::Object(_)) => Ok(Some(part)),
+            part if part.is_none_or(is_empty) => Ok(None),
+            _ => Err(at.bad("whose delta is not an object", out)),
         };
         let (delta, message) = (part("delta")?, part("message")?);
         if !choice.is_object() && !is_empty(choice) {
@@ -229,7 +232,8 @@ impl Chunks {
             Some(_) => return Err(at.bad("whose content is not text", out)),
         }
         // What a model says in place of an answer is what it says.
-        if let Some(refusal) = delta.get("refusal").and_then(Value::as_str) {
+        let refusal = delta.get("refusal").and_then(Value::as_str);
+        if let Some(refusal) = refusal.filter(|_| !known.text) {
             self.say(refusal, at, out)?;
         }
         let calls = delta.get("tool_calls").filter(|calls| !is_empty(calls));
@@ -327,6 +331,7 @@ fn words(part: &Value) -> Cow<'_, str> {
 
 /// Where an event says that something failed. Wherever an `error` stands, it is one.
 fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
+    let has_choices = has(json, "choices");
     let choices = json.get("choices").and_then(Value::as_array);
     let inside = choices.into_iter().flatten().flat_map(|choice| {
         let inside = ["delta", "message"].map(|name| choice.get(name));
@@ -336,6 +341,8 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
         .into_iter()
         .flatten()
         .chain(inside);
+    // One of empty members is none beside a reply only.
+    let has_empty_error = json.get("error").is_some_and(Value::is_object) && !has_choices;
     if let Some(place) = places.find(|place| has(place, "error")) {
         return Some(place);
     }
@@ -347,7 +354,6 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
             || has(json, "detail")
             || json.get("object").is_none() && (is_bad("code") || is_bad("status"))
     };
-    let has_choices = has(json, "choices");
     let is_called_error = |name| json.get(name).is_some_and(|value| value == "error");
     let is_error = match origin {
         Origin::ErrorField => true,
@@ -355,7 +361,8 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
         Origin::Bare => !has_choices && (is_failure() || says_something(json)),
         Origin::Data => !has_choices && is_failure(),
     };
-    (is_error || is_called_error("object") || is_called_error("type")).then_some(json)
+    (is_error || has_empty_error || is_called_error("object") || is_called_error("type"))
+        .then_some(json)
 }
 
 /// Whether an event is words, and no part of a reply.

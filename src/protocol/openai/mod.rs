@@ -20,7 +20,7 @@ use self::chunks::Chunks;
 use self::request::{Body, endpoint};
 use super::events::Reading;
 use super::fetch::{Fetch, is_success};
-use super::refusal::{complaint, refusal};
+use super::refusal::{WHERE_TO_LOOK, complaint, refusal};
 use super::{Out, Setting, Step};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
@@ -99,14 +99,13 @@ impl Chat {
                 }
                 return match step {
                     Ok(Step::Done) => self.chunks.unsuspected().map(|()| Step::Done),
-                    // Where the reply, or its end, is missing, the service's own words say more.
-                    Err(error)
-                        if error.kind() == ErrorKind::Truncated
-                            || error.kind() == ErrorKind::Protocol =>
-                    {
-                        self.chunks.unsuspected().and(Err(error))
-                    }
-                    step => step,
+                    Ok(Step::Going) => step,
+                    // The service's own words say more.
+                    Err(error) => match (self.chunks.unsuspected(), error.kind()) {
+                        (Err(said), ErrorKind::Truncated | ErrorKind::Protocol) => Err(said),
+                        (Err(said), _) => Err(error.hinted(&format!("; before that, {said}"))),
+                        (Ok(()), _) => Err(error),
+                    },
                 };
             }
             Phase::Over => {
@@ -128,7 +127,11 @@ impl Chat {
             return Phase::Refused(Box::new(Fetch::rest_of(exchange, answer)));
         }
         self.body.accepted(&self.setting.repairs);
-        Phase::Read(Box::new(Reading::new(url.to_owned(), answer.body)))
+        Phase::Read(Box::new(Reading::new(
+            url.to_owned(),
+            answer.body,
+            WHERE_TO_LOOK,
+        )))
     }
 
     /// What follows a refusal: the request without what was refused, or the error.

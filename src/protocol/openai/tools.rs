@@ -115,10 +115,13 @@ impl Calls {
 impl Call {
     /// Whether a piece with this index, id and name begins another call.
     fn is_over(&self, index: Option<u64>, id: &str, name: &str, is_blank: bool) -> bool {
+        let has_other_id = !id.is_empty() && !self.id.is_empty();
+        if has_other_id && self.brackets.closed {
+            return true;
+        }
         if name.is_empty() || self.name.is_empty() {
             return false;
         }
-        let has_other_id = !id.is_empty() && !self.id.is_empty();
         let repeats = name == self.name && is_blank;
         has_other_id
             || (self.arguments.is_empty() && index.is_none())
