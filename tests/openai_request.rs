@@ -721,7 +721,11 @@ const BOTH: &[&str] = &["stream_options", "max_tokens"];
 fn a_member_of_ours_that_a_service_refuses_is_left_out_or_renamed_and_that_is_remembered() {
     let without: &[&str] = &["max_tokens"];
     let renamed: &[&str] = &["stream_options", "max_completion_tokens"];
-    let rows: [(&'static [Dislike], _); 7] = [
+    let rows: [(&'static [Dislike], _); 8] = [
+        (
+            &[("max_tokens", 400, "Invalid parameter: max_tokens")],
+            renamed,
+        ),
         (&[("max_tokens", 400, MAX_TOKENS)], renamed),
         (&[("max_tokens", 422, MAX_TOKENS)], renamed),
         (&[("stream_options", 400, AZURE)], without),
@@ -891,6 +895,7 @@ fn a_refusal_of_something_else_is_the_error() {
             "max_tokens exceeds the maximum that is not supported by this model",
         ),
         (400, "'max_tokens' does not support 50 with this model."),
+        (400, "Invalid parameter: 'max_tokens' must be 40 or less."),
         (422, "messages: Field required"),
         // No refusal of a member, whatever it names.
         (404, "stream_options"),

@@ -124,6 +124,8 @@ impl Body {
             "unsupported",
             "not supported",
             "unrecognized",
+            "not recognized",
+            "invalid parameter",
             "unknown",
             "unexpected",
             "extra",
@@ -140,6 +142,7 @@ impl Body {
             "maximum",
             "minimum",
             "exceed",
+            "must be",
             "range",
         ];
         let says = |texts: &[&str]| texts.iter().any(|text| refusal.contains(text));
