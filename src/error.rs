@@ -132,6 +132,14 @@ impl Error {
         self
     }
 
+    /// The service's own code, where it gave one.
+    pub(crate) fn with_service_code(self, code: Option<String>) -> Self {
+        match code {
+            Some(code) => self.with_code(code),
+            None => self,
+        }
+    }
+
     pub(crate) fn with_body(mut self, body: String) -> Self {
         self.0.body = Some(body);
         self

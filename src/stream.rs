@@ -289,10 +289,8 @@ impl Stream {
         };
         if let Err(mut error) = result {
             error.redact(|text| self.out.redact(text));
-            if let Some(hint) = hint(&self.config, &error) {
-                error = error.hinted(&hint);
-            }
-            self.outcome = Some(error);
+            let hint = hint(&self.config, &error);
+            self.outcome = Some(error.hinted(&hint));
         }
         // The connection goes now, not when the caller drops what it may keep.
         self.chat.stop(&mut self.out.reply);

@@ -288,8 +288,7 @@ impl Events {
             self.join(data)?;
             return Ok(Step::Going);
         }
-        // Gateways send `data: : keepalive`: a comment that lost its way.
-        if is_blank(data) || data.trim_ascii_start().starts_with(b":") {
+        if is_blank(data) || is_comment(data) {
             return Ok(Step::Going);
         }
         if is_done(data) {
@@ -366,7 +365,7 @@ impl Events {
             }
             (b"data", data) if !is_blank(data) => {
                 let is_whole = is_done(data)
-                    || data.trim_ascii_start().starts_with(b":")
+                    || is_comment(data)
                     || parse_event(&String::from_utf8_lossy(data)).is_ok();
                 match is_whole {
                     true => self.data(data, dialect, out)?,
@@ -504,12 +503,23 @@ pub(super) fn too_long(url: &str, what: &str, code: &'static str) -> Error {
     Error::new(ErrorKind::Limit, format!("{url} sent {what}")).with_code(code)
 }
 
+/// A reply is longer than `max_reply_bytes`.
+pub(super) fn reply_too_long(url: &str, limit: u64) -> Error {
+    let what = format!("a reply of more than {limit} bytes (max_reply_bytes)");
+    too_long(url, &what, "reply")
+}
+
 fn line_too_long(url: &str) -> Error {
     too_long(url, "a line of more than 16 MiB", "line")
 }
 
 fn is_blank(data: &[u8]) -> bool {
     data.trim_ascii().is_empty()
+}
+
+/// Gateways send `data: : keepalive`: a comment that lost its way.
+fn is_comment(data: &[u8]) -> bool {
+    data.trim_ascii_start().starts_with(b":")
 }
 
 fn is_done(data: &[u8]) -> bool {

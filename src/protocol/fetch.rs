@@ -14,11 +14,6 @@ pub(super) struct Fetch {
     looked_at: usize,
 }
 
-fn is_new_document(bytes: &[u8], looked_at: &mut usize) -> bool {
-    let is_new = std::mem::replace(looked_at, bytes.len()) != bytes.len();
-    is_new && matches!(bytes.first(), Some(b'{' | b'[')) && parse_json(bytes).is_some()
-}
-
 impl Fetch {
     pub fn new(exchange: Exchange) -> Fetch {
         Fetch {
@@ -83,4 +78,10 @@ impl Fetch {
 /// Whether a status means that the answer is what was asked for.
 pub(super) fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
+}
+
+/// Whether what has come is a JSON document that was not whole when it was looked at last.
+fn is_new_document(bytes: &[u8], looked_at: &mut usize) -> bool {
+    let is_new = std::mem::replace(looked_at, bytes.len()) != bytes.len();
+    is_new && matches!(bytes.first(), Some(b'{' | b'[')) && parse_json(bytes).is_some()
 }

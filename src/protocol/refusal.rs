@@ -61,18 +61,15 @@ pub(super) fn refusal(
         },
     };
     let colon = if words.is_empty() { "" } else { ": " };
-    let error = Error::new(
+    Error::new(
         kind,
         format!("{url} refused {what} with HTTP {status}{colon}{words}{advice}"),
     )
     .with_http_status(status)
     .with_retry_after(retry_after(answer))
     .with_retryable(matches!(status, 408 | 409 | 429 | 500..=599) && !said.is_quota)
-    .with_body(out.beginning(bytes, SHOWN_ERROR));
-    match said.code {
-        Some(code) => error.with_code(code),
-        None => error,
-    }
+    .with_body(out.beginning(bytes, SHOWN_ERROR))
+    .with_service_code(said.code)
 }
 
 /// The error that a service reports in an answer of status 200, `text` as it came.
@@ -85,16 +82,13 @@ pub(super) fn reported(json: &Value, text: &str, url: &str, out: &Out) -> Error 
         true => WHERE_TO_LOOK,
         false => "",
     };
-    let error = Error::new(
+    Error::new(
         ErrorKind::Server,
         format!("{url} reported an error: {words}{advice}"),
     )
     .with_retryable(!is_final)
-    .with_body(out.beginning(text.as_bytes(), SHOWN_ERROR));
-    match said.code {
-        Some(code) => error.with_code(code),
-        None => error,
-    }
+    .with_body(out.beginning(text.as_bytes(), SHOWN_ERROR))
+    .with_service_code(said.code)
 }
 
 /// What a refusal says, without the request that FastAPI repeats in it.
@@ -162,18 +156,18 @@ const WRONG_PATH: &str = "Unexpected endpoint";
 pub(super) const WHERE_TO_LOOK: &str = "; set base_url to what stands before /chat/completions in the service's \
      documents, such as http://127.0.0.1:11434/v1, and protocol to gptalk if it is a GPTalk service";
 
-/// What is known of a failure that no single answer tells: the end of its sentence.
-pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
+/// What is known of a failure that no single answer tells: the end of its sentence, or nothing.
+pub(crate) fn hint(config: &Config, error: &Error) -> String {
     let url = &config.base_url;
     if error.code() == Some("connect") {
         let known = KNOWN_PORTS.iter().find(|(port, _)| *port == url.port);
         let known = known.filter(|_| is_private_host(&url.host));
-        return Some(match known {
+        return match known {
             Some((port, name)) if config.protocol == Protocol::Openai => {
                 format!("; is {name} running on {port}?")
             }
             _ => format!("; is the service running there?{}", public_service(config)),
-        });
+        };
     }
     let is_theirs = matches!(
         error.kind(),
@@ -186,9 +180,9 @@ pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
             | ErrorKind::Protocol
     );
     if !is_theirs {
-        return None;
+        return String::new();
     }
-    let hint = match config.protocol {
+    match config.protocol {
         // These say so themselves.
         Protocol::Gptalk if matches!(error.http_status(), Some(404 | 405 | 501)) => {
             public_service(config)
@@ -203,8 +197,7 @@ pub(crate) fn hint(config: &Config, error: &Error) -> Option<String> {
             "; base_url is a GPTalk service's: set protocol to gptalk (GPTALK_PROTOCOL)".to_owned()
         }
         Protocol::Openai => String::new(),
-    };
-    Some(hint).filter(|hint| !hint.is_empty())
+    }
 }
 
 fn public_service(config: &Config) -> String {

@@ -108,6 +108,26 @@ static inline int hear(const char *text, size_t len, void *userdata)
     return heard->pieces == heard->stop_at;
 }
 
+/* Counts ticks. */
+static inline int hear_tick(const char *text, size_t len, void *ticks)
+{
+    CHECK_TEXT(text, "");
+    CHECK_INT(len, 0);
+    ++*(int *)ticks;
+    return 0;
+}
+
+/* Counts lines of the log, which show no secret. */
+static inline int hear_log(const char *line, size_t len, void *lines)
+{
+    CHECK_INT(strlen(line), len);
+    CHECK(len > 0);
+    CHECK(strchr(line, '\n') == NULL);
+    CHECK(strstr(line, "SENTINEL") == NULL);
+    ++*(int *)lines;
+    return 0;
+}
+
 /* The client works: a chat says what it should. */
 static inline void check_chat(gptalk_client *client, const char *reply)
 {

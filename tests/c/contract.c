@@ -199,24 +199,6 @@ static void set_while_chatting(char **args)
 
 static const char *const channel_names[] = {"reasoning", "event", "tick", "log"};
 
-static int hear_tick(const char *text, size_t len, void *ticks)
-{
-    CHECK_TEXT(text, "");
-    CHECK_INT(len, 0);
-    ++*(int *)ticks;
-    return 0;
-}
-
-static int hear_log(const char *line, size_t len, void *lines)
-{
-    CHECK_INT(strlen(line), len);
-    CHECK(len > 0);
-    CHECK(strchr(line, '\n') == NULL);
-    CHECK(strstr(line, "SENTINEL") == NULL);
-    ++*(int *)lines;
-    return 0;
-}
-
 /* What a chat brings, in order: events in brackets, text as it is. */
 static int hear_event(const char *json, size_t len, void *userdata)
 {

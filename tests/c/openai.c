@@ -172,24 +172,6 @@ static int hear_thought(const char *text, size_t len, void *heard)
     return 0;
 }
 
-static int hear_tick(const char *text, size_t len, void *ticks)
-{
-    CHECK_TEXT(text, "");
-    CHECK_INT(len, 0);
-    ++*(int *)ticks;
-    return 0;
-}
-
-static int hear_log(const char *line, size_t len, void *lines)
-{
-    CHECK_INT(strlen(line), len);
-    CHECK(len > 0);
-    CHECK(strchr(line, '\n') == NULL);
-    CHECK(strstr(line, "SENTINEL") == NULL);
-    ++*(int *)lines;
-    return 0;
-}
-
 #define THOUGHT_EVENT(text) "<{\"choices\":[{\"delta\":{\"reasoning_content\":\"" text "\"}}]}>"
 #define TEXT_EVENT(text) "<{\"choices\":[{\"delta\":{\"content\":\"" text "\"}}]}>"
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::protocol::events::{Dialect, Event, Origin, empty, too_long};
+use crate::protocol::events::{Dialect, Event, Origin, empty, reply_too_long};
 use crate::protocol::json::text_of;
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
@@ -75,7 +75,7 @@ impl Content {
         };
         if self.reserve(delta.len(), whole.len()).is_err() {
             self.half = false;
-            return Err(self.too_long(url));
+            return Err(reply_too_long(url, self.limit));
         }
         out.text.push_str(delta);
         out.reply.text = whole;
@@ -87,7 +87,7 @@ impl Content {
         const HALF: &str = "\u{FFFD}";
         if std::mem::take(&mut self.half) {
             self.reserve(HALF.len(), out.reply.text.len() + HALF.len())
-                .map_err(|()| self.too_long(url))?;
+                .map_err(|()| reply_too_long(url, self.limit))?;
             out.add_text(HALF);
         }
         Ok(())
@@ -101,14 +101,6 @@ impl Content {
         }
         self.delivered = delivered;
         Ok(())
-    }
-
-    fn too_long(&self, url: &str) -> Error {
-        let what = format!(
-            "a reply of more than {} bytes (max_reply_bytes)",
-            self.limit
-        );
-        too_long(url, &what, "reply")
     }
 }
 

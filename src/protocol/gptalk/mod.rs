@@ -425,14 +425,11 @@ fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value, out: &Out
     let words = said.words.map_or_else(String::new, |words| {
         format!(": {}", out.excerpt(words.as_bytes()))
     });
-    let error = Error::new(
+    Error::new(
         kind,
         format!("{url} answered {what} without a token{words}"),
-    );
-    match said.code {
-        Some(code) => error.with_code(code),
-        None => error,
-    }
+    )
+    .with_service_code(said.code)
 }
 
 fn random_fingerprint() -> Result<String, Error> {

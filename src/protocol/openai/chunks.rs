@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::seam::Seam;
 use super::tools::{Calls, TooMany};
 use crate::error::Error;
-use crate::protocol::events::{Dialect, Event, Origin, too_long};
-use crate::protocol::json::{Halves, is_empty, text_of};
+use crate::protocol::events::{Dialect, Event, Origin, reply_too_long, too_long};
+use crate::protocol::json::{is_empty, text_of};
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
 
@@ -45,14 +45,12 @@ struct Parts {
 #[derive(Clone, Copy)]
 struct At<'a> {
     url: &'a str,
-    text: &'a str,
-    halves: Halves,
-    origin: Origin,
+    event: &'a Event<'a>,
 }
 
 impl At<'_> {
     fn bad(&self, what: &str, out: &Out) -> Error {
-        let seen = out.excerpt(self.text.as_bytes());
+        let seen = out.excerpt(self.event.text.as_bytes());
         Error::protocol(format!("{} sent an event {what}: {seen}", self.url))
     }
 }
@@ -61,12 +59,7 @@ impl Dialect for Chunks {
     const LINES_ARE_EVENTS: bool = false;
 
     fn event(&mut self, event: Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
-        let at = At {
-            url,
-            text: event.text,
-            halves: event.halves,
-            origin: event.origin,
-        };
+        let at = At { url, event: &event };
         match &event.json {
             // Gemini puts an array around its errors.
             Value::Array(items) => items.iter().try_for_each(|item| self.item(item, at, out))?,
@@ -121,9 +114,10 @@ impl Chunks {
 
     /// A chunk, or what stands in its place.
     fn item(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let error = error_in(json, at.origin).map(|error| reported(error, at.text, at.url, out));
+        let error = error_in(json, at.event.origin)
+            .map(|error| reported(error, at.event.text, at.url, out));
         if says_something(json) && out.reply.finish_reason.is_none() {
-            self.suspect = Some(reported(json, at.text, at.url, out));
+            self.suspect = Some(reported(json, at.event.text, at.url, out));
         }
         let read = match json {
             Value::Object(_) => self.chunk(json, at, out),
@@ -135,7 +129,7 @@ impl Chunks {
     }
 
     fn chunk(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        describe(json, at.text.len(), out);
+        describe(json, at.event.text.len(), out);
         let choices = match json.get("choices") {
             Some(Value::Array(choices)) => choices,
             Some(other) if !is_empty(other) => {
@@ -151,7 +145,7 @@ impl Chunks {
                 || choice.get("text").is_some_and(Value::is_string)
         };
         self.has_message |=
-            (is_whole || at.origin == Origin::Bare) && choices.iter().any(is_message);
+            (is_whole || at.event.origin == Origin::Bare) && choices.iter().any(is_message);
         for choice in choices {
             self.suspect = None;
             let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
@@ -252,20 +246,20 @@ impl Chunks {
     fn call(&mut self, call: &Value, at: At<'_>) -> Result<(), Error> {
         let added = self
             .calls
-            .add(call, at.halves)
+            .add(call, at.event.halves)
             .map_err(|TooMany| too_long(at.url, "more than 1024 tool calls", "tool_calls"))?;
         self.take(added, at)
     }
 
     fn say(&mut self, text: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         self.take(text.len(), at)?;
-        out.add_text(&self.text.join(text, at.halves));
+        out.add_text(&self.text.join(text, at.event.halves));
         Ok(())
     }
 
     fn think(&mut self, thoughts: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         self.take(thoughts.len(), at)?;
-        out.add_reasoning(&self.reasoning.join(thoughts, at.halves));
+        out.add_reasoning(&self.reasoning.join(thoughts, at.event.halves));
         Ok(())
     }
 
@@ -273,11 +267,7 @@ impl Chunks {
     fn take(&mut self, bytes: usize, at: At<'_>) -> Result<(), Error> {
         let taken = self.taken + bytes as u64;
         if taken > self.limit {
-            let what = format!(
-                "a reply of more than {} bytes (max_reply_bytes)",
-                self.limit
-            );
-            return Err(too_long(at.url, &what, "reply"));
+            return Err(reply_too_long(at.url, self.limit));
         }
         self.taken = taken;
         Ok(())

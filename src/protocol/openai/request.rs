@@ -47,7 +47,6 @@ pub(super) struct Body {
     has_known_model: bool,
 }
 
-#[derive(Default)]
 struct Member {
     is_ours: bool,
     is_refused: bool,
