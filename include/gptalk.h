@@ -327,7 +327,7 @@ int64_t gptalk_get_int(const gptalk_client *client, const char *key);
  *
  * A message of the role "tool" is a result for the last message in `msgs_json` that has tool calls,
  * and gets the id of the first of them that has none yet. So a tool round trip is: chat, push "message", push a result for
- * each of its tool calls in their order, chat again. examples/tools.c is a whole program.
+ * each of its tool calls in their order, chat again. examples/c/tools.c is a whole program.
  */
 char *gptalk_push(const char *msgs_json,
                   const char *role,

@@ -10,69 +10,24 @@
 
 #![cfg(target_os = "linux")]
 
+mod programs;
+
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{env, fs, process, thread};
+use std::{fs, process, thread};
 
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
+use programs::{
+    Done, LONG, ROOT, command, compile, compile_shared, compiler, has_cpp, left_out, libraries,
+    run, succeeds, succeeds_silently, works,
+};
 use serde_json::{Value, json};
 
-/// Longer than any program takes.
-const LONG: Duration = Duration::from_secs(100);
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
 // ---- programs ----
-
-/// Where cargo has left the libraries: beside this test.
-fn libraries() -> PathBuf {
-    let test = env::current_exe().expect("the test's own path");
-    test.parent().expect("a folder").to_owned()
-}
-
-/// A compiler's command, with the folders and the strictness that all have in common.
-fn compiler(name: &str, options: &[&str]) -> Command {
-    let mut command = Command::new(name);
-    command.current_dir(ROOT).args(options);
-    command.args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-Iinclude"]);
-    command
-}
-
-#[track_caller]
-fn succeeds(mut command: Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{errors}");
-}
-
-/// Compiles a program of tests/c and links it with the library.
-fn compile(name: &str, mut command: Command, libraries: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let path = folder.join(format!("c_abi-{name}"));
-    // Other processes may run the program that is there.
-    let fresh = folder.join(format!("c_abi-{name}.{}", process::id()));
-    command.arg("-o").arg(&fresh).args(libraries);
-    succeeds(command);
-    fs::rename(&fresh, &path).expect("the program's place");
-    path
-}
-
-/// Compiles a program of tests/c and links it with the shared library.
-fn compile_shared(name: &str, mut command: Command) -> PathBuf {
-    let folder = libraries();
-    let folder = folder.to_str().expect("a path in UTF-8");
-    command.arg(format!("-L{folder}"));
-    let rpath = format!("-Wl,-rpath,{folder}");
-    compile(name, command, &["-lgptalk", &rpath, "-lpthread"])
-}
 
 fn contract() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -93,7 +48,9 @@ fn on_openai() -> &'static Path {
 /// The example of a model that calls a function.
 fn tools() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| compile_shared("tools", compiler("cc", &["-std=c99", "examples/tools.c"])))
+    BUILT.get_or_init(|| {
+        compile_shared("tools", compiler("cc", &["-std=c99", "examples/c/tools.c"]))
+    })
 }
 
 fn on_process() -> &'static Path {
@@ -119,102 +76,6 @@ fn contract_in_cpp() -> Option<&'static Path> {
         has_cpp().then(|| compile_shared("contract-cpp", compiler("c++", &source)))
     });
     built.as_deref()
-}
-
-/// Whether a C++ program can be compiled here; says so if not.
-fn has_cpp() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| {
-        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_abi-probe.cpp");
-        fs::write(&source, "#include <string>\nstd::string text;\n").expect("a temporary file");
-        works(Command::new("c++").arg("-fsyntax-only").arg(source))
-    })
-}
-
-/// Whether a tool is there and does its work.
-fn works(probe: &mut Command) -> bool {
-    let silent = probe
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    silent.status().is_ok_and(|status| status.success())
-}
-
-/// Says what a test leaves out, whether or not the test's own output is captured.
-fn left_out(what: &str) {
-    let _ = writeln!(std::io::stderr(), "left out: {what}");
-}
-
-/// What a program has done.
-struct Done {
-    status: ExitStatus,
-    out: String,
-    err: String,
-}
-
-/// A program to run, in an environment that says nothing of chats.
-fn command(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new(program);
-    // Cargo's own path begins with a folder where an older library may lie.
-    command.env("LD_LIBRARY_PATH", libraries());
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy().to_ascii_uppercase();
-        let ours = ["GPTALK_", "OPENAI_", "SSL_CERT"];
-        if ours.iter().any(|ours| text.starts_with(ours)) || text.ends_with("_PROXY") {
-            command.env_remove(&name);
-        }
-    }
-    command
-}
-
-/// Runs a program to its end, which must come.
-fn run(mut command: Command) -> Done {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let out = read_all(child.stdout.take());
-    let err = read_all(child.stderr.take());
-    let deadline = Instant::now() + LONG;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child to wait for") {
-            break status;
-        }
-        if Instant::now() > deadline {
-            child.kill().expect("a child to kill");
-        }
-        thread::sleep(Duration::from_millis(1));
-    };
-    let text = |reader: thread::JoinHandle<String>| reader.join().expect("a reader");
-    Done {
-        status,
-        out: text(out),
-        err: text(err),
-    }
-}
-
-fn read_all(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.expect("a pipe").read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// Runs a program that must succeed, without a word. (Exit code 77: it says what it leaves out.)
-#[track_caller]
-fn succeeds_silently(command: Command) {
-    let shown = format!("{command:?}");
-    let done = run(command);
-    if done.status.code() == Some(77) {
-        return left_out(&done.out);
-    }
-    let said = format!("{}{}", done.out, done.err);
-    assert!(done.status.success(), "{shown}\n{}\n{said}", done.status);
-    assert_eq!(said, "", "{shown}");
 }
 
 fn promise(program: &Path, name: &str, args: &[&str]) -> Command {

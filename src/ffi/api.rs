@@ -515,7 +515,7 @@ pub unsafe extern "C-unwind" fn gptalk_get_int(
 ///
 /// A message of the role "tool" is a result for the last message in `msgs_json` that has tool calls,
 /// and gets the id of the first of them that has none yet. So a tool round trip is: chat, push "message", push a result for
-/// each of its tool calls in their order, chat again. examples/tools.c is a whole program.
+/// each of its tool calls in their order, chat again. examples/c/tools.c is a whole program.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_push(
     msgs_json: *const c_char,

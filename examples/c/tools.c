@@ -2,7 +2,7 @@
  * A model that calls a function of this program, in C.
  *
  *     cargo build --release
- *     cc -std=c99 -Iinclude examples/tools.c -Ltarget/release -lgptalk -Wl,-rpath,target/release -o tools
+ *     cc -std=c99 -Iinclude examples/c/tools.c -Ltarget/release -lgptalk -Wl,-rpath,target/release -o tools
  *
  *     cargo run -p gptalk-service         # in another terminal: a service to talk to
  *     export GPTALK_BASE_URL=...          # as it says; elsewhere GPTALK_API_KEY and GPTALK_MODEL too

@@ -2,7 +2,7 @@
  * A chat in the terminal, in C.
  *
  *     cargo build --release
- *     cc -std=c99 -Iinclude examples/chat.c -Ltarget/release -lgptalk -Wl,-rpath,target/release -o chat
+ *     cc -std=c99 -Iinclude examples/c/chat.c -Ltarget/release -lgptalk -Wl,-rpath,target/release -o chat
  *
  *     cargo run -p gptalk-service         # in another terminal: a service to talk to
  *     export GPTALK_BASE_URL=...          # as it says
