@@ -1312,6 +1312,45 @@ fn the_header_declares_the_functions_of_the_contract() {
     assert_eq!(declared(), contract.map(str::to_owned).into());
 }
 
+/// A library of the header's functions that do nothing: the ABI with its types as C has them, which
+/// the debug information of Rust would tell in Rust's.
+fn hollow_library() -> PathBuf {
+    let mut source = String::from("#include \"gptalk.h\"\n");
+    for declaration in code_of(&header()).split(';') {
+        let is_directive = |line: &&str| line.starts_with('#') || line.contains("extern");
+        let lines: Vec<_> = declaration
+            .lines()
+            .filter(|line| !is_directive(line))
+            .collect();
+        let code = lines.join(" ");
+        if code.contains('(') && !code.contains("typedef") {
+            source += &format!("{code} {{ __builtin_trap(); }}\n");
+        }
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hollow.c");
+    fs::write(&path, source).expect("a temporary file");
+    let mut command = Command::new("cc");
+    command.args(["-g", "-shared", "-fPIC", "-Wl,-soname,libgptalk.so.0.1"]);
+    command.arg(format!("-I{ROOT}/include")).arg(path);
+    compile("libhollow.so", command, &[])
+}
+
+/// What was promised with the last release: `abidw --no-corpus-path --no-comp-dir-path
+/// --no-show-locs` of the hollow library of its header. A function that joins is added to it.
+#[test]
+fn the_abi_is_that_of_the_last_release() {
+    if !works(Command::new("abidiff").arg("--version")) {
+        return left_out("the ABI's baseline: there is no abidiff");
+    }
+    let mut abidiff = Command::new("abidiff");
+    abidiff
+        .current_dir(ROOT)
+        .arg("tests/abi/libgptalk.so.0.1.abi");
+    let output = abidiff.arg(hollow_library()).output().expect("abidiff");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
 #[test]
 fn the_shared_library_exports_what_the_header_declares_and_nothing_else() {
     let mut nm = Command::new("nm");

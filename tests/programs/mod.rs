@@ -43,7 +43,7 @@ pub fn succeeds(mut command: Command) {
 /// Compiles a program of tests/c and links it with the library.
 pub fn compile(name: &str, mut command: Command, libraries: &[&str]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let path = folder.join(format!("{name}"));
+    let path = folder.join(name);
     // Other processes may run the program that is there.
     let fresh = folder.join(format!("{name}.{}", process::id()));
     command.arg("-o").arg(&fresh).args(libraries);
