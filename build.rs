@@ -9,21 +9,32 @@ const HEADER: &str = "include/gptalk.h";
 const PREFACE: &str = "\
 /**
  * @file gptalk.h
- * gptalk: chat with a language model from any language, through one C function.
+ * Chat with a language model from any language, through one C function.
  *
+ * This header is the manual; examples/c/README.md goes from the first chat to a chat window.
  * Generated from src/ffi/api.rs: change it there.
  *
- * Rules that hold everywhere: any function may be called from any thread; a client does one chat
- * at a time (clone it for more; clones share connections); every pointer is checked; strings are
- * UTF-8 and NUL-terminated, and those that go in are used during the call only, or copied. The
- * library starts no thread, installs no signal handler, changes no signal mask and prints nothing
- * (but for the report of a defect of its own, on stderr). After fork() the child opens its own
- * connections and logs in for itself; a client that was in a chat on another thread stays busy
- * there (clone it). Out of memory aborts.
+ * What holds everywhere:
+ *
+ * - A chat blocks, and callbacks run on the thread that called. The library starts no thread,
+ *   installs no signal handler, changes no signal mask and prints nothing (but for the report of
+ *   a defect of its own, on stderr).
+ * - Any function may be called from any thread, in any callback; in a signal handler
+ *   gptalk_cancel() alone. A client does one chat at a time: clone it for more.
+ * - Strings are UTF-8 and end with a NUL. Those that go in are used during the call only, or
+ *   copied. A `const char *` that comes out is the library's, for as long as its function says; the
+ *   `char *` of gptalk_push() is yours: gptalk_free() it.
+ * - Every pointer may be NULL: where that has no meaning it is GPTALK_MISUSE, NULL, 0 or -1.
+ * - Times are in milliseconds, sizes in bytes.
+ * - After fork() the child opens its own connections and logs in for itself. A client that was in
+ *   a chat on another thread stays busy there: clone it.
+ * - longjmp() must not cross the library, and a thread inside it must not be ended by
+ *   pthread_cancel(), which aborts the process. Out of memory aborts, too.
+ * - A stack of 64 KiB is enough. On Linux, dlclose() leaves the library loaded.
  */";
 
 const CLIENT: &str = "
-/** A client; what is in it is the library's own. */
+/** A client: options, connections, channels, the last chat's outcome. Opaque. */
 typedef struct gptalk_client gptalk_client;";
 
 fn main() {

@@ -1,16 +1,27 @@
 /**
  * @file gptalk.h
- * gptalk: chat with a language model from any language, through one C function.
+ * Chat with a language model from any language, through one C function.
  *
+ * This header is the manual; examples/c/README.md goes from the first chat to a chat window.
  * Generated from src/ffi/api.rs: change it there.
  *
- * Rules that hold everywhere: any function may be called from any thread; a client does one chat
- * at a time (clone it for more; clones share connections); every pointer is checked; strings are
- * UTF-8 and NUL-terminated, and those that go in are used during the call only, or copied. The
- * library starts no thread, installs no signal handler, changes no signal mask and prints nothing
- * (but for the report of a defect of its own, on stderr). After fork() the child opens its own
- * connections and logs in for itself; a client that was in a chat on another thread stays busy
- * there (clone it). Out of memory aborts.
+ * What holds everywhere:
+ *
+ * - A chat blocks, and callbacks run on the thread that called. The library starts no thread,
+ *   installs no signal handler, changes no signal mask and prints nothing (but for the report of
+ *   a defect of its own, on stderr).
+ * - Any function may be called from any thread, in any callback; in a signal handler
+ *   gptalk_cancel() alone. A client does one chat at a time: clone it for more.
+ * - Strings are UTF-8 and end with a NUL. Those that go in are used during the call only, or
+ *   copied. A `const char *` that comes out is the library's, for as long as its function says; the
+ *   `char *` of gptalk_push() is yours: gptalk_free() it.
+ * - Every pointer may be NULL: where that has no meaning it is GPTALK_MISUSE, NULL, 0 or -1.
+ * - Times are in milliseconds, sizes in bytes.
+ * - After fork() the child opens its own connections and logs in for itself. A client that was in
+ *   a chat on another thread stays busy there: clone it.
+ * - longjmp() must not cross the library, and a thread inside it must not be ended by
+ *   pthread_cancel(), which aborts the process. Out of memory aborts, too.
+ * - A stack of 64 KiB is enough. On Linux, dlclose() leaves the library loaded.
  */
 
 #ifndef GPTALK_H
@@ -19,23 +30,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** A client; what is in it is the library's own. */
+/** A client: options, connections, channels, the last chat's outcome. Opaque. */
 typedef struct gptalk_client gptalk_client;
 
 /**
  * Outcome of a call. Values are frozen; new ones may be added: take an unknown one as a failure.
+ *
+ * "retryable" tells whether another try may help; gptalk_status_name() has the names.
  */
 typedef enum {
   /**
-   * The reply is complete.
+   * Done; of a chat: the reply is complete.
    */
   GPTALK_OK = 0,
   /**
-   * gptalk_cancel(), or a callback returned nonzero.
+   * gptalk_cancel(), a callback that returned nonzero, or gptalk_finish() before the end.
    */
   GPTALK_CANCELLED = 1,
   /**
-   * NULL where it is not allowed, bad UTF-8 or JSON, an unknown option or key, a bad value.
+   * The caller's mistake: NULL where it is not allowed, bad UTF-8 or JSON, an unknown option or
+   * channel, a bad value (in the environment too): nothing was sent.
    */
   GPTALK_MISUSE = 2,
   /**
@@ -59,7 +73,7 @@ typedef enum {
    */
   GPTALK_SERVER = 7,
   /**
-   * DNS, connect, reset, proxy.
+   * Name resolution, connect, reset, proxy.
    */
   GPTALK_NETWORK = 8,
   /**
@@ -71,7 +85,7 @@ typedef enum {
    */
   GPTALK_TIMEOUT = 10,
   /**
-   * An answer that is not of the protocol.
+   * An answer that is not of the protocol: is "base_url" the right one, and "protocol"?
    */
   GPTALK_PROTOCOL = 11,
   /**
@@ -79,25 +93,28 @@ typedef enum {
    */
   GPTALK_TRUNCATED = 12,
   /**
-   * A line, a header or the reply is beyond its limit.
+   * A line, a header, the reply or the messages are beyond their limit.
    */
   GPTALK_LIMIT = 13,
   /**
-   * A defect of this library, contained.
+   * A defect of this library, contained: please report what it printed on stderr.
    */
   GPTALK_INTERNAL = 14,
 } gptalk_status;
 
 /**
- * One piece of text: UTF-8, never half a character, `len` bytes and also NUL-terminated. It is
- * valid only during the call, which is always on the thread that called the library.
+ * Called with one piece of text: UTF-8, never half a character, `len` bytes and a NUL behind
+ * them. It is valid only during the call: copy what you keep. The call is always on the thread
+ * that called the library. `userdata` is what was given with the callback; the library does not
+ * look at it.
  *
  * Return 0 to go on, anything else to cancel the chat. (From Python's ctypes, Lua and the like:
  * return an explicit 0; a function that returns nothing gives garbage.)
  *
  * Inside, everything is allowed that is allowed elsewhere: another chat on another client or the
- * one-liner, gptalk_cancel(), gptalk_client_free() of the client itself. C++ exceptions and Lua
- * errors may pass through; longjmp() may not.
+ * one-liner, gptalk_cancel(), gptalk_get(), gptalk_client_free() of the client itself. C++
+ * exceptions may pass through, and Lua errors where they unwind the stack (LuaJIT, Lua built as
+ * C++): the chat ends, and the client can be used again. longjmp() may not.
  */
 typedef int (*gptalk_callback)(const char *text, size_t len, void *userdata);
 
@@ -106,26 +123,29 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The one-liner: sends a conversation and calls `cb` for each piece of the streamed reply.
- * Blocks until the reply ends. Any number of threads may do so at a time.
+ * The one-liner: sends a conversation and calls `cb` for each piece of the streamed reply. Blocks
+ * until the reply ends. Any number of threads may do so at a time.
  *
- * `msgs_json`: an array of messages,
+ * `msgs_json`: an array of messages, of which gptalk_push() makes one,
  *
- * ```c
+ * ```json
  * [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
  * ```
  *
  * or an object: a request body with "messages" and whatever else, whose members replace the
  * defaults. Of an OpenAI-compatible service that may be tools, an image, an answer in JSON:
  *
- * ```c
+ * ```json
  * {"messages": [{"role": "user", "content": [
  *      {"type": "text", "text": "What is on this picture?"},
  *      {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0..."}}]}],
  *  "response_format": {"type": "json_schema", "json_schema": {"name": "picture", "strict": true,
- *      "schema": {"type": "object", "properties": {"objects": {"type": "array",
- *          "items": {"type": "string"}}}, "required": ["objects"], "additionalProperties": false}}}}
+ *      "schema": {"type": "object", "required": ["objects"], "additionalProperties": false,
+ *          "properties": {"objects": {"type": "array", "items": {"type": "string"}}}}}}}
  * ```
+ *
+ * The GPTalk protocol carries one text: several messages become lines "User: ...", "Assistant:
+ * ...", and content other than text is GPTALK_MISUSE.
  *
  * `cb` may be NULL: read "text" then. `userdata` is handed to `cb` as it is.
  *
@@ -143,21 +163,26 @@ gptalk_status gptalk_chat(const char *msgs_json,
                           void *userdata);
 
 /**
- * A client: options, connections, and one chat at a time. Release it with gptalk_client_free().
- * NULL only on internal failure.
+ * A client: options, connections, and one chat at a time. Making one is cheap and sends nothing.
+ * Release it with gptalk_client_free(). NULL only on internal failure.
  */
 gptalk_client *gptalk_client_new(void);
 
 /**
- * A client with the same options and shared connections, but no chat state: neither channels
- * nor an outcome. For another thread, or for another chat at the same time. NULL for NULL, and on
- * internal failure.
+ * A client with the same options and shared connections, but no chat state: neither channels nor
+ * an outcome. For another thread, or for another chat at the same time; `client` may be in a
+ * chat. Options set later on one do not count for the other. Release it with
+ * gptalk_client_free(), before or after `client`. NULL for NULL, and on internal failure.
  */
 gptalk_client *gptalk_client_clone(const gptalk_client *client);
 
 /**
- * Releases a client. NULL is fine. Inside its own callback it is released at the chat's end,
- * which it does not hasten. A chat begun by gptalk_start() is cancelled.
+ * Releases a client, and with it every text that it gave out. NULL is fine. A chat begun by
+ * gptalk_start() is cancelled. Inside its own callback the client is released at the chat's end,
+ * which that does not hasten.
+ *
+ * No other thread may be in a call on the client, or make one later: cancel a chat that runs
+ * there, and wait until its call has returned.
  */
 void gptalk_client_free(gptalk_client *client);
 
@@ -166,7 +191,8 @@ void gptalk_client_free(gptalk_client *client);
  * The outcome is at gptalk_get(client, ...).
  *
  * A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
- * and leaves the outcome of the running chat alone: "error" says nothing of it.
+ * and leaves the outcome of the running chat alone: "error" says nothing of it. Where `client` is
+ * NULL, here and below, the reason is at gptalk_get(NULL, "error").
  */
 gptalk_status gptalk_client_chat(gptalk_client *client,
                                  const char *msgs_json,
@@ -174,44 +200,64 @@ gptalk_status gptalk_client_chat(gptalk_client *client,
                                  void *userdata);
 
 /**
- * Sets an option. `key` and `value` are copied. `client` NULL: the process's defaults, which count
- * for the one-liner and wherever a client does not set the option itself. `value` NULL: unset.
+ * Sets an option. `key` and `value` are copied. `client` NULL: the process's defaults, which
+ * count for the one-liner and wherever a client does not set the option itself. `value` NULL:
+ * unset.
  *
  * The value is checked at once: GPTALK_MISUSE for an unknown key or a bad value, which leaves the
  * option as it was; the reason is at gptalk_get(client, "error"). At each chat an option is
  * looked for in the client, in the process's defaults, in the environment (GPTALK_ and the key in
- * upper case, read once, at the library's first use), and then built in. While a chat runs, what
- * is set counts from the next chat on.
+ * upper case, read once, at the library's first use; empty is as good as unset), and then built
+ * in. While a chat runs, what is set counts from the next chat on.
  *
  * | key | meaning | default |
  * |-----|---------|---------|
- * | protocol | "gptalk", or "openai": any service with OpenAI-compatible chat completions | gptalk |
- * | base_url | the service; without a scheme it is http for loopback and private addresses, else https. openai: a host, .../v1, .../v1/ or the full endpoint; a query is kept | gptalk: https://gptalk.net, whose public service is known not to work: set your own; openai: OPENAI_BASE_URL in the environment, else https://api.openai.com/v1 |
- * | api_key | openai only: goes over plain http to loopback and private addresses alone (else GPTALK_MISUSE, and nothing is sent) | OPENAI_API_KEY in the environment, else none |
- * | model | | gptalk: gpt-3.5-turbo (the one model known of the public service; other names are passed on); openai: left out, which local servers take and others refuse |
+ * | protocol | gptalk, or openai: any service with OpenAI-compatible chat completions | gptalk |
+ * | base_url | the service's URL: see below | https://gptalk.net, or https://api.openai.com/v1 for openai |
+ * | api_key | openai only: see below | none |
+ * | model | its name, passed on | gptalk: gpt-3.5-turbo; openai: left out |
  * | temperature | a number | gptalk: 0; openai: the service's own |
- * | max_tokens | openai only: the longest reply; sent as max_completion_tokens where the service wants that | the service's own |
+ * | max_tokens | openai only: the longest reply, in tokens | the service's own |
  * | body | a JSON object whose members replace those of the request body | none |
- * | header | "Name: value"; may be set several times; NULL clears | none |
- * | proxy | http://, https://, socks5://, socks5h:// URL, with credentials; "none": direct | the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY, ALL_PROXY, NO_PROXY in both), but never for loopback |
- * | ca_file | PEM file of trusted roots | the system's roots (SSL_CERT_FILE heeded), else Mozilla's |
- * | connect_timeout_ms | until connected, TLS included, DNS aside; 0: no limit, here and below | 10000 |
+ * | header | "Name: value" for every request; each is set by a call of its own; NULL clears all | none |
+ * | proxy | a http, https, socks5 or socks5h URL, with credentials; "none": direct | see below |
+ * | ca_file | PEM file of trusted roots, read at once | the system's roots, else Mozilla's |
+ * | connect_timeout_ms | until connected, TLS included, name resolution aside | 10000 |
  * | response_timeout_ms | from the request sent to the answer's header | 300000 |
  * | idle_timeout_ms | silence inside a reply | 120000 |
  * | timeout_ms | the whole chat, retries and their waits included | 0 |
  * | retries | how often a chat that failed before its first text is tried again | 2 |
  * | max_reply_bytes | the longest reply, its reasoning and tool calls included | 67108864 |
- * | user_agent | | gptalk/<version> |
+ * | user_agent | the request header of that name | gptalk/ and the version |
  * | app_id | the GPTalk protocol's application id | 2229 |
  * | fingerprint | what the GPTalk protocol logs in with | random for each login |
+ *
+ * A time limit of 0 is none.
+ *
+ * - base_url: without a scheme it is http for loopback and private addresses, else https. openai
+ *   takes a host (whose /v1 is meant), .../v1 or the full endpoint, with a query if need be, and
+ *   OPENAI_BASE_URL in the environment where no other is set. The public service of the GPTalk
+ *   protocol, https://gptalk.net, is known not to work: set your own.
+ * - api_key: where none is set, OPENAI_API_KEY in the environment counts; "" is no key. Over
+ *   plain http a key goes to loopback and private addresses alone: else the chat is
+ *   GPTALK_MISUSE.
+ * - model: local servers have one and want no name; others refuse a chat without.
+ * - max_tokens: goes as max_completion_tokens where the service wants that.
+ * - header: one of the same name is replaced. A client that has any goes without the process's.
+ * - proxy: else the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY,
+ *   ALL_PROXY, NO_PROXY in both), but never for loopback, which one that is set serves too.
+ * - ca_file: the system's roots are those of SSL_CERT_FILE and SSL_CERT_DIR, where one is set.
+ * - retries: after a connect that failed, HTTP 408, 409, 429 or 5xx. The wait is the one that the
+ *   service asks for, else half a second, doubled at each.
  */
 gptalk_status gptalk_set(gptalk_client *client,
                          const char *key,
                          const char *value);
 
 /**
- * Sets the callback of a further channel of the client's; `cb` NULL removes it. It counts from
- * the next chat on for "event" and "log", at once for the others.
+ * Sets the callback of a further channel of the client's; `cb` NULL removes it, at once. A first
+ * one counts from the next chat on for "event" and "log", at once for the others. `cb`, and what
+ * `userdata` points to, must outlive the client's chats, or be removed between two of them.
  *
  * | channel | what it brings |
  * |---------|----------------|
@@ -220,8 +266,10 @@ gptalk_status gptalk_set(gptalk_client *client,
  * | tick | an empty text about every 100 ms while the chat waits on the network |
  * | log | one line that says what the library does, secrets redacted |
  *
- * A nonzero return cancels the chat, as with any callback. GPTALK_MISUSE: `client` is NULL, or there
- * is no such channel.
+ * While text keeps coming there need be no tick, and inside the system's name resolution there is
+ * none. A nonzero return cancels the chat, as with any callback.
+ *
+ * GPTALK_MISUSE: `client` is NULL, or there is no such channel; the reason is at "error".
  */
 gptalk_status gptalk_on(gptalk_client *client,
                         const char *channel,
@@ -229,8 +277,8 @@ gptalk_status gptalk_on(gptalk_client *client,
                         void *userdata);
 
 /**
- * The pull form, for hosts that dislike callbacks: begins a chat. Then call gptalk_next() until it
- * returns NULL, and gptalk_finish() for the outcome.
+ * The pull form, for hosts that dislike callbacks: begins a chat. Then call gptalk_next() until
+ * it returns NULL, and gptalk_finish() for the outcome.
  *
  * ```c
  * if (gptalk_start(client, msgs_json) == GPTALK_OK)
@@ -240,49 +288,79 @@ gptalk_status gptalk_on(gptalk_client *client,
  * ```
  *
  * GPTALK_BUSY: the client is in a chat. GPTALK_MISUSE: `client` is NULL, or the options or the
- * messages cannot be used. Nothing is sent before the first gptalk_next().
+ * messages cannot be used. Nothing is sent before the first gptalk_next(), and nothing is read
+ * between two of them; but the chat runs, can be cancelled, and its time counts. Each call may be
+ * on another thread.
  */
 gptalk_status gptalk_start(gptalk_client *client,
                            const char *msgs_json);
 
 /**
  * The next piece of the reply: blocks until there is one. NULL at the end and on error:
- * gptalk_finish() tells which. The piece is NUL-terminated and lives until the next call on the
- * client; `len` may be NULL. The client's channels are called from inside.
+ * gptalk_finish() tells which. NULL too where no chat was started, or another thread is in a
+ * call.
+ *
+ * The piece is NUL-terminated and lives until the next call on the client (gptalk_cancel()
+ * aside). `len` may be NULL, else it is set, to 0 with NULL. The client's channels are called
+ * from inside.
  */
 const char *gptalk_next(gptalk_client *client, size_t *len);
 
 /**
- * The outcome of the chat begun by gptalk_start(). Before the reply's end it cancels the chat.
- * May be called again, with the same answer. GPTALK_MISUSE: `client` is NULL, or has had no chat.
+ * The outcome of the chat begun by gptalk_start(). Before gptalk_next() has returned NULL it
+ * cancels the chat. May be called again, with the same answer; after gptalk_client_chat() it is
+ * the outcome of that. GPTALK_MISUSE: `client` is NULL, or has had no chat. GPTALK_BUSY: inside a
+ * callback of the client's, or while another thread is in its chat.
  */
 gptalk_status gptalk_finish(gptalk_client *client);
 
 /**
  * Cancels the chat that runs: from any thread, any callback, any signal handler. The chat ends
- * with GPTALK_CANCELLED within 100 ms, except inside the system's name resolution. `client` NULL:
- * all one-liner chats. Returns 1 where a chat was running, else 0: a later chat is not affected.
+ * with GPTALK_CANCELLED within 100 ms, except inside the system's name resolution; a callback
+ * that runs is waited for. In the pull form the chat ends in the next call. `client` NULL: all
+ * one-liner chats. Returns 1 where a chat was running, else 0: a later chat is not affected.
  */
 int gptalk_cancel(gptalk_client *client);
 
 /**
- * About the last chat, or the last refused gptalk_set(). NULL: not known, or not reported. The text
- * is borrowed until the next call on that client (`client` NULL: this thread's next one-liner).
- * In a callback, and on other threads, it tells of the chat that runs, as far as that has come.
+ * About the last chat, or the last refused gptalk_set() or gptalk_on() after it; in a callback,
+ * and on other threads, about the chat that runs, as far as that has come. `client` NULL: about
+ * this thread's last one-liner. Returns NULL for what is not known, or not reported.
+ *
+ * The text is borrowed until the next call on that client, on whatever thread, gptalk_cancel()
+ * aside; `client` NULL: until this thread's next one-liner. Copy what you keep.
  *
  * | key | meaning |
  * |-----|---------|
- * | error | never NULL after a failure: one sentence that says what happened, to which URL, and what to do |
- * | error_code | the service's own code, or a stable word of ours: connect, dns, proxy, closed, plain_http, connect_timeout, response_timeout, idle_timeout, timeout, header, line, reply, tool_calls, empty, json, token, expires_at; rewritten where the service changed text that was delivered already |
+ * | error | what happened, to which URL, and what to do, in a sentence; never NULL after a failure |
+ * | error_code | the service's own code, or a word of ours: see below |
  * | error_body | the first 4 KiB of the service's error answer |
  * | text | all of the reply so far, also after a failure |
  * | reasoning | all of the model's thoughts so far |
- * | message | the assistant's message as JSON, tool calls included, ready for gptalk_push(msgs, NULL, message) |
+ * | message | the assistant's message as JSON, with its tool calls: gptalk_push(msgs, NULL, message) |
  * | finish_reason | why the model stopped, in the service's words: stop, length, tool_calls |
  * | usage | token counts, as the service's JSON |
  * | model | the model that answered |
- * | request_id | the service's name for the exchange |
+ * | request_id | the service's name for the exchange, for its support and its logs |
  * | url | the URL of the last request, without its query |
+ *
+ * The errors show no secret of the options: "***" stands in its place. "message" is NULL after a
+ * failure before which nothing had arrived.
+ *
+ * The stable words of "error_code":
+ *
+ * | code | status | what happened |
+ * |------|--------|---------------|
+ * | dns | GPTALK_NETWORK | the host's name was not resolved |
+ * | connect | GPTALK_NETWORK | nobody listens there, or no way leads there |
+ * | proxy | GPTALK_NETWORK | the proxy was not reached, or did not let us through |
+ * | closed | GPTALK_NETWORK | the service closed the connection instead of an answer |
+ * | connect_timeout, response_timeout, idle_timeout, timeout | GPTALK_TIMEOUT | that option's time was up |
+ * | header, line, reply, tool_calls, json | GPTALK_LIMIT | that was too long, or too many |
+ * | empty | GPTALK_PROTOCOL | an answer with nothing of a reply in it |
+ * | json, token, expires_at | GPTALK_PROTOCOL | that was not as it should be |
+ * | plain_http | GPTALK_MISUSE | a key would have gone to a public address over plain http |
+ * | rewritten | any | text that was delivered has changed since: "text" is the final one |
  *
  * "message" and "usage" take a JSON pointer (RFC 6901) behind the key. A string comes without its
  * quotes, another value as JSON; a string that is JSON itself, as the arguments of a tool call
@@ -298,7 +376,7 @@ const char *gptalk_get(const gptalk_client *client,
                        const char *key);
 
 /**
- * Numbers about the last chat. -1: not known, or not reported.
+ * Numbers about the last chat. -1: not known, or not reported. `client` as for gptalk_get().
  *
  * | key | meaning |
  * |-----|---------|
@@ -307,17 +385,22 @@ const char *gptalk_get(const gptalk_client *client,
  * | retryable | 1: nothing was delivered and another try may help; else 0 |
  * | attempts | how often the chat was tried |
  * | prompt_tokens, completion_tokens, total_tokens | as the service counts |
- * | reasoning_tokens, cached_tokens | as the service counts |
+ * | reasoning_tokens, cached_tokens | how many of these were thoughts, or came out of its cache |
  * | text_len | the length of "text" in bytes, which may hold NULs |
  * | pieces | how many pieces of text were delivered |
  * | first_text_ms | from the chat's start to its first piece |
  * | duration_ms | from the chat's start to its end |
  */
-int64_t gptalk_get_int(const gptalk_client *client, const char *key);
+int64_t gptalk_get_int(const gptalk_client *client,
+                       const char *key);
 
 /**
- * A new JSON array: `msgs_json` (NULL: empty) and one message more, escaped. `role` NULL:
- * `content` is a whole message's JSON. NULL on bad input. Release it with gptalk_free().
+ * A new JSON array: the messages of `msgs_json` (NULL: none) and one more, escaped. `role` is
+ * "system", "user", "assistant" or "tool", and `content` what is said; `role` NULL: `content` is
+ * a whole message's JSON. What goes in stays as it is. Release the new array with gptalk_free().
+ *
+ * NULL on bad input: `msgs_json` is no array of messages, `content` is NULL, something is not
+ * UTF-8.
  *
  * ```c
  * char *msgs = gptalk_push(NULL, "user", "Hi");
@@ -325,31 +408,33 @@ int64_t gptalk_get_int(const gptalk_client *client, const char *key);
  * char *more = gptalk_push(msgs, NULL, gptalk_get(client, "message"));
  * ```
  *
- * A message of the role "tool" is a result for the last message in `msgs_json` that has tool calls,
- * and gets the id of the first of them that has none yet. So a tool round trip is: chat, push "message", push a result for
- * each of its tool calls in their order, chat again. examples/c/tools.c is a whole program.
+ * A message of the role "tool" is a result for the last message in `msgs_json` that has tool
+ * calls, and gets the id of the first of them that has none yet. So a tool round trip is: chat,
+ * push "message", push a result for each of its tool calls in their order, chat again.
+ * examples/c/tools.c is a whole program.
  */
 char *gptalk_push(const char *msgs_json,
                   const char *role,
                   const char *content);
 
 /**
- * Releases what gptalk_push() gave. NULL is fine.
+ * Releases what gptalk_push() gave, and nothing else. NULL is fine.
  */
 void gptalk_free(char *text);
 
 /**
- * A status's name: "timeout" for GPTALK_TIMEOUT, "unknown" for a number that is none. Static.
+ * A status's name: "timeout" for GPTALK_TIMEOUT, "unknown" for a number that is none. Static: not
+ * to be released.
  */
 const char *gptalk_status_name(int status);
 
 /**
- * The library's version: "0.1.0". Static.
+ * The version of the library that runs: "0.1.0". Static: not to be released.
  */
 const char *gptalk_version(void);
 
 /**
- * The library's version as a number: major * 1000000 + minor * 1000 + patch.
+ * The same as a number: major * 1000000 + minor * 1000 + patch.
  */
 uint32_t gptalk_version_number(void);
 

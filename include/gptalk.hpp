@@ -51,6 +51,7 @@ namespace gptalk {
 /// Why a call failed. what() is the library's sentence: what happened, to which URL, what to do.
 class error : public std::runtime_error {
 public:
+    /// For callers that report failures of their own in the same way.
     error(gptalk_status status, const std::string &sentence, const std::string &code = "",
           std::int64_t http_status = -1, std::int64_t retry_after_ms = -1, bool retryable = false)
         : std::runtime_error(sentence), status_(status), code_(code), http_status_(http_status),
@@ -58,6 +59,7 @@ public:
     {
     }
 
+    /// What kind of failure; an unknown value is of a later library.
     gptalk_status status() const noexcept { return status_; }
     /// The "error_code"; empty where there is none.
     std::string_view code() const noexcept { return code_.what(); }
@@ -187,6 +189,7 @@ public:
     /// Adds a whole message in JSON, such as get("message").
     conversation &push(const std::string &message_json) { return pushed(nullptr, message_json); }
 
+    /// The array in JSON.
     operator const std::string &() const noexcept { return json_; }
 
 private:
@@ -229,7 +232,9 @@ public:
         stream *stream_ = nullptr; // at the end: none
     };
 
+    /// Takes over the chat; iterators stay behind.
     stream(stream &&) noexcept = default;
+    /// Ends its own chat, and takes over the other's.
     stream &operator=(stream &&other) noexcept
     {
         finish();
@@ -257,6 +262,7 @@ public:
         detail::complete(core->handle, status_);
         return end();
     }
+    /// Where the reply ends.
     iterator end() const noexcept { return iterator(); }
 
     /// Ends the chat, as cancelled if it still runs. Whether the reply is complete.
@@ -284,12 +290,15 @@ private:
 class client {
 public:
     client() : core_(std::make_shared<detail::core>()) {}
+    /// With options, as set() takes them.
     client(std::initializer_list<std::pair<std::string, std::string>> options) : client()
     {
         for (const auto &[key, value] : options)
             set(key, value);
     }
+    /// Takes over all of it, a chat that runs included.
     client(client &&) noexcept = default;
+    /// Releases what it was; a chat that runs there goes on.
     client &operator=(client &&) noexcept = default;
 
     /// The same options and shared connections; neither channels nor an outcome.
@@ -358,23 +367,27 @@ private:
     std::shared_ptr<detail::core> core_;
 };
 
-// The one-liner: a chat without a client, on any number of threads at a time. Its options are the
-// process's defaults, its outcome is the thread's own, and cancel() is for all of them.
-
+/// The one-liner: a chat without a client, on any number of threads at a time. Its options are the
+/// process's defaults, and its outcome is the thread's own. See client::chat().
 template <class F> bool chat(const std::string &msgs_json, F &&callback)
 {
     auto *userdata = std::addressof(callback);
     const auto on_text = detail::on_text<std::remove_reference_t<F>>;
     return detail::complete(nullptr, gptalk_chat(detail::c_str(msgs_json), on_text, &userdata));
 }
+/// The same, without a callback: the reply is at get("text").
 inline bool chat(const std::string &msgs_json) { return chat(msgs_json, [](std::string_view) {}); }
+/// Sets an option of the process's defaults, or unsets it: std::nullopt.
 inline void set(const std::string &key, const std::optional<std::string> &value)
 {
     detail::set(nullptr, key, value);
 }
 void set(const std::string &key, std::nullptr_t) = delete;
+/// About this thread's last one-liner; see client::get().
 inline std::optional<std::string> get(const std::string &key) { return detail::get(nullptr, key); }
+/// About this thread's last one-liner; -1: not known, or not reported.
 inline std::int64_t get_int(const std::string &key) { return gptalk_get_int(nullptr, key.c_str()); }
+/// Cancels the one-liners' chats, on all threads. Whether there was one.
 inline bool cancel() noexcept { return gptalk_cancel(nullptr) != 0; }
 
 } // namespace gptalk

@@ -41,7 +41,7 @@ pub struct Reply {
     pub pieces: u64,
     /// From the start of the chat to the first piece of text.
     pub first_text: Option<Duration>,
-    /// From the start of the chat to its end.
+    /// From the start of the chat to its end. Zero while it runs.
     pub duration: Duration,
 }
 

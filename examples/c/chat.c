@@ -35,7 +35,7 @@ static void stop(int sig)
 static int on_text(const char *text, size_t len, void *userdata)
 {
     FILE *out = userdata;
-    /* Where nobody reads on (`chat | head`), cancel. */
+    /* Where it cannot be written, as on a full disk, cancel. */
     return fwrite(text, 1, len, out) != len || fflush(out) != 0;
 }
 

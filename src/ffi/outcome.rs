@@ -77,7 +77,8 @@ impl Facts<'_> {
             "text_len" => Some(reply.text.len() as i64),
             "pieces" => Some(reply.pieces as i64),
             "first_text_ms" => reply.first_text.map(ms),
-            "duration_ms" => Some(ms(reply.duration)),
+            // Zero until the end.
+            "duration_ms" => (!reply.duration.is_zero()).then(|| ms(reply.duration)),
             _ => None,
         }
     }

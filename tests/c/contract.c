@@ -801,6 +801,7 @@ static int chat_in_callback(const char *text, size_t len, void *userdata)
     hear(text, len, &nested->heard);
     CHECK_TEXT(gptalk_get(nested->outer, "text"), nested->heard.text);
     CHECK_INT(gptalk_get_int(nested->outer, "text_len"), nested->heard.len);
+    CHECK_INT(gptalk_get_int(nested->outer, "duration_ms"), -1);
     CHECK_INT(gptalk_get_int(nested->outer, "pieces"), nested->heard.pieces);
     CHECK_TEXT(gptalk_get(nested->outer, "error"), NULL);
     if (nested->calls++ > 0)
