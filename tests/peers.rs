@@ -1,7 +1,7 @@
 //! Chats with servers that others have written: llama.cpp's own, with a model that recites one
 //! text, and aimock, whose replies the user's message decides.
 //!
-//! `.ci/run` installs them into `target/peers`, and names in `GPTALK_PEERS` the folder of the scripts
+//! `.ci/run` installs them into `target/tools`, and names in `GPTALK_PEERS` the folder of the scripts
 //! that start them. Where that is not so, the tests say what they leave out, and pass. A server is
 //! started when the first test wants it, serves all of them, and ends with this process.
 
@@ -68,7 +68,7 @@ impl Folders {
             };
             Some(Folders {
                 scripts: scripts.into(),
-                installed: Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"),
+                installed: Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
             })
         };
         FOLDERS.get_or_init(find).as_ref()
@@ -81,7 +81,7 @@ impl Folders {
             let is_here = |file: &&str| folders.installed.join(file).exists();
             let are_here = files.iter().all(is_here);
             if !are_here {
-                left_out(&format!("{name}, which is not in target/peers"));
+                left_out(&format!("{name}, which is not in target/tools"));
             }
             are_here
         };
@@ -241,14 +241,14 @@ mod llama {
 
     fn with(kept: &'static Kept, options: &[&str]) -> Option<&'static Server> {
         static IS_HERE: OnceLock<bool> = OnceLock::new();
-        let files = ["python/xllamacpp", "tiny.gguf"];
+        let files = ["llama/python/xllamacpp", "llama/tiny.gguf"];
         let folders = Folders::with("llama.cpp's server", &files, &IS_HERE)?;
         let mut path = OsString::from("PYTHONPATH=");
-        path.push(folders.installed.join("python"));
+        path.push(folders.installed.join("llama/python"));
         Some(Server::get(kept, |port| {
             let mut words = vec!["env".into(), path.clone(), "python3".into()];
             words.push(folders.scripts.join("llama_server.py").into());
-            words.push(folders.installed.join("tiny.gguf").into());
+            words.push(folders.installed.join("llama/tiny.gguf").into());
             words.push(port.to_string().into());
             words.extend(["--api-key", KEY].iter().chain(options).map(OsString::from));
             words
@@ -649,7 +649,7 @@ mod aimock {
     fn server() -> Option<&'static Server> {
         static SERVER: Kept = Kept::new();
         static IS_HERE: OnceLock<bool> = OnceLock::new();
-        let program = "node_modules/.bin/llmock";
+        let program = "aimock/node_modules/.bin/llmock";
         let folders = Folders::with("aimock", &[program], &IS_HERE)?;
         let key = OsString::from(format!("AIMOCK_API_KEYS={KEY}"));
         Some(Server::get(&SERVER, |port| {
