@@ -9,7 +9,7 @@
 //!   ┌───────────┐ a token has a use left ┌──────────┐ the submission ┌──────────┐
 //!   │   ready   │───────────────────────▶│  leased  │───────────────▶│ use spent│
 //!   └───────────┘◀───────────────────────└──────────┘ was accepted   └──────────┘
-//!     ▲       │      drop: the use comes back │
+//!     ▲       │      drop: the use comes back │ (in doubt: it is spent)
 //!     │       │                               │ lease.refused(): HTTP 401, 403
 //!     │       │ none has                      ▼
 //!     │       │                        ┌─────────────┐
@@ -176,6 +176,7 @@ fn next(
             token_id: token.id,
             token: token.value.clone(),
             newest: LAST_ID.load(Ordering::Relaxed),
+            in_doubt: false,
             settled: false,
         }));
     }
@@ -204,6 +205,14 @@ impl Entry {
     fn is_of_use(&self, now: i64) -> bool {
         let of_use = |token: &Token| token.leased > 0 || !token.is_expired(now);
         self.login.is_some() || self.tokens.iter().any(of_use)
+    }
+
+    /// A use of the token at that place is spent.
+    fn spend(&mut self, at: usize) {
+        self.tokens[at].spent += 1;
+        if self.tokens[at].spent >= USES {
+            self.tokens.swap_remove(at);
+        }
     }
 }
 
@@ -239,6 +248,7 @@ impl Login {
             token_id,
             token: value,
             newest: token_id,
+            in_doubt: false,
             settled: false,
         }
     }
@@ -287,6 +297,8 @@ pub(crate) struct Lease {
     token: Arc<str>,
     /// The number of the newest token when the lease was taken.
     newest: u64,
+    /// The service may count the use, or may not.
+    in_doubt: bool,
     settled: bool,
 }
 
@@ -302,12 +314,13 @@ impl Lease {
 
     /// The service accepted the submission: the use is spent.
     pub fn served(mut self) {
-        self.settle(|entry, at| {
-            entry.tokens[at].spent += 1;
-            if entry.tokens[at].spent >= USES {
-                entry.tokens.swap_remove(at);
-            }
-        });
+        self.settle(Entry::spend);
+    }
+
+    /// Whether the use is spent, too, when the lease is dropped: the service has the submission and
+    /// has not answered. A token that is used once too often is refused to a chat that cannot help it.
+    pub fn set_in_doubt(&mut self, in_doubt: bool) {
+        self.in_doubt = in_doubt;
     }
 
     /// The service refused the token: nobody is to use it again. The number of the newest token
@@ -341,7 +354,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if !self.settled {
-            self.settle(|_, _| ());
+            let in_doubt = self.in_doubt;
+            self.settle(|entry, at| {
+                if in_doubt {
+                    entry.spend(at);
+                }
+            });
         }
     }
 }

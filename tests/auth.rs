@@ -419,6 +419,41 @@ fn a_submission_that_failed_counts_no_use() {
     }
 }
 
+/// The service counts it, for all that the client knows.
+#[test]
+fn a_submission_that_was_cancelled_before_its_answer_counts_a_use() {
+    let service = fresh()
+        .on(Endpoint::Text, |request, peer| {
+            if peer.nth() == 0 {
+                assert!(peer.client_closed(Duration::from_secs(5)));
+            }
+            peer.normal(request);
+        })
+        .start();
+    let client = client(&service);
+    let mut stream = client.stream("Hi").unwrap();
+    while texts(&service) == 0 {
+        assert_eq!(stream.next_event(), Some(Event::Tick));
+    }
+    drop(stream);
+    chats(&client, 5);
+    // None was submitted with a token that had served five already, and refused.
+    assert_eq!((logins(&service), texts(&service)), (2, 6));
+}
+
+/// Nothing of it was sent: it counts for nothing.
+#[test]
+fn a_chat_that_was_cancelled_before_its_submission_counts_no_use() {
+    let service = fresh().start();
+    let client = client(&service);
+    chat(&client);
+    for _ in 0..10 {
+        drop(client.stream("Hi").unwrap());
+    }
+    chats(&client, 4);
+    assert_eq!((logins(&service), texts(&service)), (1, 5));
+}
+
 #[test]
 fn a_failed_login_leaves_the_tokens_as_they_were() {
     for (status, body, kind) in [

@@ -38,6 +38,11 @@ impl Fetch {
         self.exchange.shown_url()
     }
 
+    /// Whether the service may have the whole request.
+    pub fn is_sent(&self) -> bool {
+        self.answer.is_some() || self.exchange.is_sent()
+    }
+
     /// One step; `None`: nothing yet. Of an error answer, no more than its beginning.
     pub fn advance(&mut self) -> Result<Option<(Answer, Vec<u8>)>, Error> {
         let Some(answer) = &mut self.answer else {

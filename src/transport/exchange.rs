@@ -77,6 +77,17 @@ impl Exchange {
         &self.request.shown_url
     }
 
+    /// Whether the service may have the whole request, whose answer has not come yet.
+    pub fn is_sent(&self) -> bool {
+        match &self.state {
+            State::Talking(talk) => {
+                let wire = &talk.connection.wire;
+                wire.progress.queued && wire.is_sent()
+            }
+            _ => false,
+        }
+    }
+
     /// One step; `None`: nothing yet.
     pub fn advance(&mut self) -> Result<Option<Answer>, Error> {
         self.limits

@@ -141,48 +141,53 @@ impl Chat {
                     }
                 }
             }
-            Phase::Submit(lease, mut fetch) => match fetch.advance()? {
-                Some((answer, bytes)) => {
-                    out.reply.http_status = Some(answer.status);
-                    let url = fetch.shown_url().to_owned();
-                    out.note(|| format!("POST {url}: HTTP {}", answer.status));
-                    let read = if is_success(answer.status) {
-                        read_text(&url, &bytes, out)
-                    } else {
-                        Err(refusal(
-                            "the text",
-                            &url,
-                            &answer,
-                            &bytes,
-                            &self.setting.config,
-                            out,
-                        ))
-                    };
-                    match read {
-                        Ok(token) => {
-                            lease.served();
-                            self.open(&token, out);
-                            Ok(Step::Going)
-                        }
-                        Err(error) if error.kind() == ErrorKind::Auth => {
-                            let own = self.own_token == Some(lease.token_id());
-                            let newest = lease.refused();
-                            if own || self.newer_than.is_some() {
-                                return Err(error);
+            Phase::Submit(mut lease, mut fetch) => {
+                lease.set_in_doubt(false);
+                match fetch.advance()? {
+                    Some((answer, bytes)) => {
+                        out.reply.http_status = Some(answer.status);
+                        let url = fetch.shown_url().to_owned();
+                        out.note(|| format!("POST {url}: HTTP {}", answer.status));
+                        let read = if is_success(answer.status) {
+                            read_text(&url, &bytes, out)
+                        } else {
+                            Err(refusal(
+                                "the text",
+                                &url,
+                                &answer,
+                                &bytes,
+                                &self.setting.config,
+                                out,
+                            ))
+                        };
+                        match read {
+                            Ok(token) => {
+                                lease.served();
+                                self.open(&token, out);
+                                Ok(Step::Going)
                             }
-                            self.newer_than = Some(newest);
-                            out.note(|| "the login token was refused: logging in anew".into());
-                            self.phase = Phase::Token;
-                            Ok(Step::Going)
+                            Err(error) if error.kind() == ErrorKind::Auth => {
+                                let own = self.own_token == Some(lease.token_id());
+                                let newest = lease.refused();
+                                if own || self.newer_than.is_some() {
+                                    return Err(error);
+                                }
+                                self.newer_than = Some(newest);
+                                out.note(|| "the login token was refused: logging in anew".into());
+                                self.phase = Phase::Token;
+                                Ok(Step::Going)
+                            }
+                            Err(error) => Err(error),
                         }
-                        Err(error) => Err(error),
+                    }
+                    None => {
+                        // If the chat is left here, the service may count the use all the same.
+                        lease.set_in_doubt(fetch.is_sent());
+                        self.phase = Phase::Submit(lease, fetch);
+                        Ok(Step::Going)
                     }
                 }
-                None => {
-                    self.phase = Phase::Submit(lease, fetch);
-                    Ok(Step::Going)
-                }
-            },
+            }
             Phase::Open(mut exchange) => match exchange.advance()? {
                 Some(answer) => {
                     out.reply.http_status = Some(answer.status);
