@@ -109,7 +109,8 @@ typedef enum {
  * look at it.
  *
  * Return 0 to go on, anything else to cancel the chat. (From Python's ctypes, Lua and the like:
- * return an explicit 0; a function that returns nothing gives garbage.)
+ * return an explicit 0; a function that returns nothing gives garbage.) gptalk_chat(),
+ * gptalk_client_chat() and gptalk_next() call callbacks, the other functions do not.
  *
  * Inside, everything is allowed that is allowed elsewhere: another chat on another client or the
  * one-liner, gptalk_cancel(), gptalk_get(), gptalk_client_free() of the client itself. C++
@@ -281,19 +282,20 @@ gptalk_status gptalk_on(gptalk_client *client,
  * it returns NULL, and gptalk_finish() for the outcome.
  *
  * ```c
- * if (gptalk_start(client, msgs_json) == GPTALK_OK)
+ * status = gptalk_start(client, msgs_json);
+ * if (status == GPTALK_OK) {
  *     while ((text = gptalk_next(client, &len)) != NULL)
  *         fwrite(text, 1, len, stdout);
- * status = gptalk_finish(client);
+ *     status = gptalk_finish(client);
+ * }
  * ```
  *
- * GPTALK_BUSY: the client is in a chat. GPTALK_MISUSE: `client` is NULL, or the options or the
- * messages cannot be used. Nothing is sent before the first gptalk_next(), and nothing is read
- * between two of them; but the chat runs, can be cancelled, and its time counts. Each call may be
- * on another thread.
+ * GPTALK_BUSY: the client is in a chat already, which gptalk_finish() would end. GPTALK_MISUSE:
+ * `client` is NULL, or the options or the messages cannot be used. Nothing is sent before the
+ * first gptalk_next(), and nothing is read between two of them; but the chat runs, can be
+ * cancelled, and its time counts. Each call may be on another thread.
  */
-gptalk_status gptalk_start(gptalk_client *client,
-                           const char *msgs_json);
+gptalk_status gptalk_start(gptalk_client *client, const char *msgs_json);
 
 /**
  * The next piece of the reply: blocks until there is one. NULL at the end and on error:
