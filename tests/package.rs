@@ -9,6 +9,7 @@ mod programs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 use std::{env, fs};
 
 use gptalk_service::Service;
@@ -25,9 +26,10 @@ struct Prefix(PathBuf);
 impl Prefix {
     /// None where there is no installation; says so.
     fn get() -> Option<Self> {
+        static SAID: Once = Once::new();
         let prefix = env::var_os("GPTALK_PREFIX");
         if prefix.is_none() {
-            left_out("the installed library: GPTALK_PREFIX is not set");
+            SAID.call_once(|| left_out("the installed library: GPTALK_PREFIX is not set"));
         }
         prefix.map(|prefix| Prefix(prefix.into()))
     }

@@ -2,19 +2,17 @@
 //! the tunnel through it, TLS to the service.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pool::Route;
 use super::tunnel::{Say, Tunnel};
 use super::wire::{Io, Pump, Tls, Wire};
-use super::{Limits, SLICE, is_not_yet, timeout, tls};
+use super::{Limits, is_not_yet, timeout, tls};
 use crate::error::{Error, ErrorKind};
 use crate::proxy::ProxyScheme;
-use crate::sys;
+use crate::sys::Socket;
 use crate::url::{is_private, is_private_host};
 
 /// A connection being opened.
@@ -48,7 +46,7 @@ struct Attempts {
 
 struct Attempt {
     addr: SocketAddr,
-    stream: TcpStream,
+    socket: Socket,
     deadline: Option<Instant>,
 }
 
@@ -85,7 +83,7 @@ impl Connecting {
                 self.deadline = self.limit.map(|limit| Instant::now() + limit);
             }
             Step::Tcp(mut attempts) => match attempts.advance(self.deadline) {
-                Ok(Some(stream)) => return self.connected(stream),
+                Ok(Some(socket)) => return self.connected(socket),
                 Ok(None) => self.step = Step::Tcp(attempts),
                 Err((addr, error)) => return Err(self.refused(addr, &error)),
             },
@@ -153,8 +151,8 @@ impl Connecting {
     }
 
     /// TCP stands: what comes on top of it.
-    fn connected(&mut self, stream: TcpStream) -> Result<Option<Wire>, Error> {
-        let io = Io::Tcp(stream);
+    fn connected(&mut self, socket: Socket) -> Result<Option<Wire>, Error> {
+        let io = Io::Tcp(socket);
         match &self.route.proxy {
             None => self.secured(io),
             Some(proxy) if proxy.scheme == ProxyScheme::Https => {
@@ -287,10 +285,10 @@ impl Attempts {
     fn advance(
         &mut self,
         deadline: Option<Instant>,
-    ) -> Result<Option<TcpStream>, (SocketAddr, io::Error)> {
+    ) -> Result<Option<Socket>, (SocketAddr, io::Error)> {
         if let Some(attempt) = self.current.take() {
             match attempt.outcome() {
-                Ok(true) => return Ok(Some(attempt.stream)),
+                Ok(true) => return Ok(Some(attempt.socket)),
                 Ok(false) => self.current = Some(attempt),
                 Err(error) => self.failure = Some((attempt.addr, error)),
             }
@@ -299,11 +297,11 @@ impl Attempts {
             let now = Instant::now();
             let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
             let share = left.map(|left| now + if self.rest.is_empty() { left } else { left / 2 });
-            match begin(addr) {
-                Ok(stream) => {
+            match Socket::connect(addr) {
+                Ok(socket) => {
                     self.current = Some(Attempt {
                         addr,
-                        stream,
+                        socket,
                         deadline: share,
                     });
                 }
@@ -323,42 +321,14 @@ impl Attempts {
 impl Attempt {
     /// Whether it is connected; waits a slice.
     fn outcome(&self) -> io::Result<bool> {
-        if !sys::wait_writable(&self.stream, SLICE)? {
-            return match self.deadline {
-                Some(deadline) if Instant::now() >= deadline => Err(io::ErrorKind::TimedOut.into()),
-                _ => Ok(false),
-            };
+        if self.socket.is_connected()? {
+            return Ok(true);
         }
-        if let Some(error) = self.stream.take_error()? {
-            return Err(error);
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(false),
         }
-        self.stream.set_nonblocking(false)?;
-        self.stream.set_read_timeout(Some(SLICE))?;
-        self.stream.set_write_timeout(Some(SLICE))?;
-        self.stream.set_nodelay(true)?;
-        Ok(true)
     }
-}
-
-/// A socket whose connect is on its way.
-fn begin(addr: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&addr.into()) {
-        Ok(()) => {}
-        Err(error) if is_under_way(&error) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(socket.into())
-}
-
-fn is_under_way(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    let in_progress = error.raw_os_error() == Some(libc::EINPROGRESS);
-    #[cfg(not(unix))]
-    let in_progress = false;
-    // A signal does not stop a connect: it goes on in the background.
-    in_progress || is_not_yet(error)
 }
 
 /// The addresses of a host: one or more.

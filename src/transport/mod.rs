@@ -5,7 +5,7 @@
 //!                (TCP, proxy, TLS)        (request, header)  (bytes)
 //! ```
 //!
-//! Every socket has a receive and a send timeout of one [`SLICE`]. Every step here, whatever it
+//! Every [socket](crate::sys::Socket) waits for one [`SLICE`] at most. Every step here, whatever it
 //! waits for, returns after a slice or two at the latest, with "nothing yet", and is called again. So
 //! the caller looks at its cancel flag, its ticks and its callbacks *between* two steps: in each
 //! phase alike, on its own thread, with no lock held and with nothing of ours on the stack but
@@ -31,8 +31,7 @@ pub(crate) use exchange::{Answer, Exchange};
 pub(crate) use http::Request;
 pub(crate) use pool::{Pool, Route};
 
-/// How long one step waits at most: half of what a cancel may take.
-pub(crate) const SLICE: Duration = Duration::from_millis(50);
+pub(crate) use crate::sys::SLICE;
 
 /// The time limits of a chat; `None`: no limit.
 #[derive(Clone, Copy)]
@@ -70,12 +69,6 @@ fn timeout(code: &'static str, message: String) -> Error {
 
 /// Whether an I/O error only says that a slice is over or a signal came.
 fn is_not_yet(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    // Windows reports a receive timeout as `TimedOut`. A connection that the kernel gave up
-    // (ETIMEDOUT) has the same kind, and is an error.
-    match error.kind() {
-        WouldBlock | Interrupted => true,
-        TimedOut => cfg!(windows),
-        _ => false,
-    }
+    use std::io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted)
 }

@@ -1,18 +1,18 @@
 //! TLS: which roots are trusted, and what a failed handshake means in words.
 
 use std::io;
-#[cfg(target_os = "linux")]
-use std::path::Path;
 use std::sync::Arc;
 
 use once_cell::sync::{Lazy, OnceCell};
-use rustls::pki_types::ServerName;
+use rustls::crypto::{CryptoProvider, KeyProvider, ring};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::sign::SigningKey;
 use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore};
 
 use super::wire::{Io, Tls};
 use crate::config::{CaFile, environment_var};
 use crate::error::{Error, ErrorKind};
-use crate::sys::PerProcess;
+use crate::sys::{PerProcess, system_roots};
 
 /// Begins a TLS session over a connection.
 pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Result<Tls, Error> {
@@ -58,35 +58,31 @@ fn system_config() -> Result<&'static Arc<ClientConfig>, Error> {
     })
 }
 
-/// The system's roots, where the environment names none.
-#[cfg(target_os = "linux")]
-fn system_roots() -> rustls_native_certs::CertificateResult {
-    // `load_native_certs` would look at the environment again, at a time when a thread of the
-    // host may be changing it.
-    const BUNDLES: &[&str] = &[
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    let bundle = BUNDLES.iter().map(Path::new).find(|path| path.exists());
-    rustls_native_certs::load_certs_from_paths(bundle, None)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn system_roots() -> rustls_native_certs::CertificateResult {
-    rustls_native_certs::load_native_certs()
-}
-
 fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(CryptoProvider {
+        key_provider: &NoKeys,
+        ..ring::default_provider()
+    });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// Nobody is to be given a certificate of ours: what signs with private keys stays out of the library,
+/// which is 50 kB.
+#[derive(Debug)]
+struct NoKeys;
+
+impl KeyProvider for NoKeys {
+    fn load_private_key(
+        &self,
+        _: PrivateKeyDer<'static>,
+    ) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        Err(rustls::Error::General("there are no private keys".into()))
+    }
 }
 
 /// Why a handshake failed, in words.

@@ -1,7 +1,6 @@
 //! One connection: a socket, TLS where it has it, and its two buffers.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +8,11 @@ use rustls::ClientConnection;
 
 use super::is_not_yet;
 use super::pool::Route;
-use crate::sys;
+use crate::sys::Socket;
 
 /// What bytes go through: TCP, or TLS over either (a proxy may be reached by TLS itself).
 pub(super) enum Io {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Tls(Box<Tls>),
 }
 
@@ -23,9 +22,9 @@ pub(super) struct Tls {
 }
 
 impl Io {
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> &Socket {
         match self {
-            Io::Tcp(stream) => stream,
+            Io::Tcp(socket) => socket,
             Io::Tls(tls) => tls.under.tcp(),
         }
     }
@@ -38,7 +37,7 @@ impl Io {
 impl Read for Io {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Io::Tcp(stream) => stream.read(buf),
+            Io::Tcp(socket) => socket.read(buf),
             Io::Tls(tls) => tls.read(buf),
         }
     }
@@ -47,14 +46,14 @@ impl Read for Io {
 impl Write for Io {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
-            Io::Tcp(stream) => stream.write(buf),
+            Io::Tcp(socket) => socket.write(buf),
             Io::Tls(tls) => tls.write(buf),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Io::Tcp(_) => Ok(()),
+            Io::Tcp(socket) => socket.flush(),
             Io::Tls(tls) => tls.push(),
         }
     }
@@ -190,7 +189,7 @@ impl Wire {
 
     /// Whether receiving would not wait.
     pub fn is_readable(&self, limit: Duration) -> bool {
-        sys::wait_readable(self.io.tcp(), limit).unwrap_or(true)
+        self.io.tcp().wait_readable(limit).unwrap_or(true)
     }
 
     /// One write; the rest is for the next step.
