@@ -42,7 +42,8 @@ fn main() {
     println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-changed={HEADER}");
 
-    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+    let is_apple = env::var("CARGO_CFG_TARGET_VENDOR").as_deref() == Ok("apple");
+    if env::var_os("CARGO_CFG_UNIX").is_some() && !is_apple {
         // Never unloaded: the host's threads, and fork, may hold pointers into it.
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }

@@ -538,11 +538,14 @@ fn cffi_reads_the_header() {
     const PROGRAM: &str = "import cffi, sys; ffi = cffi.FFI(); ffi.cdef(open(sys.argv[1]).read())\n\
         gptalk = ffi.dlopen(sys.argv[2])\n\
         print(ffi.string(gptalk.gptalk_version()).decode(), gptalk.GPTALK_INTERNAL)";
-    if !works(Command::new("python3").args(["-c", "import cffi"])) {
+    // The system's, or the one that .ci/run installs.
+    let path = Path::new(ROOT).join("target/tools/cffi");
+    let mut probe = Command::new("python3");
+    if !works(probe.args(["-c", "import cffi"]).env("PYTHONPATH", &path)) {
         return left_out("the header in Python's cffi: there is none");
     }
     let mut python = command("python3");
-    python.args(["-c", PROGRAM]);
+    python.args(["-c", PROGRAM]).env("PYTHONPATH", &path);
     reads_the_declarations(python);
 }
 
