@@ -15,15 +15,14 @@ mod programs;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{fs, process, thread};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fs, process};
 
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use programs::{
-    Done, LONG, ROOT, command, compile, compile_shared, compiler, has_cpp, left_out, libraries,
-    run, succeeds, succeeds_silently, works,
+    Done, ROOT, command, compile, compile_shared, compiler, has_cpp, left_out, libraries, run,
+    say_nothing, send_hel, stalls, succeeds, succeeds_silently, works,
 };
 use serde_json::{Value, json};
 
@@ -144,39 +143,6 @@ fn slow(pause: Duration) -> Builder {
         .on(Endpoint::Login, answer)
         .on(Endpoint::Text, answer)
         .on(Endpoint::Stream, answer)
-}
-
-fn send_hel(peer: &mut Peer) {
-    peer.sse_head();
-    peer.chunk("data: {\"content\": \"Hel\"}\n\n");
-}
-
-fn say_nothing(_: &mut Peer) {}
-
-/// A service that stalls at the first request of an endpoint, once it has begun, until the client
-/// closes the connection. Its replies tell whether the client has: "closed".
-fn stalls(at: Endpoint, begin: fn(&mut Peer)) -> Service {
-    let is_closed = Arc::new(AtomicBool::new(false));
-    let was_closed = Arc::clone(&is_closed);
-    Service::builder()
-        .on(at, move |request, peer| {
-            if peer.nth() > 0 {
-                return peer.normal(request);
-            }
-            begin(peer);
-            is_closed.store(peer.client_closed(LONG), Ordering::SeqCst);
-        })
-        .reply(move |_| {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while !was_closed.load(Ordering::SeqCst) {
-                if Instant::now() > deadline {
-                    return "open".to_owned();
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-            "closed".to_owned()
-        })
-        .start()
 }
 
 /// The endpoints, and the parts of their URLs by which a program knows that it waits there.

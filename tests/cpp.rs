@@ -8,19 +8,16 @@
 
 mod programs;
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use std::{fs, process, thread};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use std::{fs, process};
 
 use gptalk_service::{Endpoint, Peer, Service};
 use programs::{
-    LONG, ROOT, command, compile_shared, compiler, has_cpp, left_out, read_all, succeeds,
-    succeeds_silently, works,
+    ROOT, Running, command, compile_shared, compiler, cuts, has_cpp, left_out, run, say_nothing,
+    send_hel, stalls, succeeds, succeeds_silently, wait_until, works,
 };
 use serde_json::{Value, json};
 
@@ -92,55 +89,6 @@ fn keeps_with_a_service(name: &str) -> Service {
     keeps(name, &[&service.url()]);
     assert_eq!(service.refusals(), [""; 0]);
     service
-}
-
-fn send_hel(peer: &mut Peer) {
-    peer.sse_head();
-    peer.chunk("data: {\"content\": \"Hel\"}\n\n");
-}
-
-fn say_nothing(_: &mut Peer) {}
-
-/// Waits for something that must come.
-fn wait_until(mut what: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + LONG;
-    while !what() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    true
-}
-
-/// A service that stalls at the first request of an endpoint, once it has begun, until the client
-/// closes the connection. Its replies tell whether the client has: "closed".
-fn stalls(at: Endpoint, begin: fn(&mut Peer)) -> Service {
-    let is_closed = Arc::new(AtomicBool::new(false));
-    let was_closed = Arc::clone(&is_closed);
-    Service::builder()
-        .on(at, move |request, peer| {
-            if peer.nth() > 0 {
-                return peer.normal(request);
-            }
-            begin(peer);
-            is_closed.store(peer.client_closed(LONG), Ordering::SeqCst);
-        })
-        .reply(move |_| {
-            let is_closed = wait_until(|| was_closed.load(Ordering::SeqCst));
-            if is_closed { "closed" } else { "open" }.to_owned()
-        })
-        .start()
-}
-
-/// A service that sends "Hel" and then closes the connection.
-fn cuts() -> Service {
-    Service::builder()
-        .on(Endpoint::Stream, |_, peer| {
-            send_hel(peer);
-            peer.close();
-        })
-        .start()
 }
 
 // ---- callbacks ----
@@ -469,83 +417,6 @@ fn the_header_brings_nothing_that_was_not_asked_for() {
 
 // ---- the example ----
 
-/// A program that runs, with a terminal's keys in our hands.
-struct Program {
-    child: Child,
-    /// What it prints, as it comes.
-    out: mpsc::Receiver<Vec<u8>>,
-    printed: Vec<u8>,
-    err: JoinHandle<String>,
-}
-
-impl Program {
-    fn start(mut command: Command) -> Program {
-        let pipes = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = pipes
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let err = read_all(child.stderr.take());
-        let mut pipe = child.stdout.take().expect("a pipe");
-        let (sender, out) = mpsc::channel();
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(read @ 1..) = pipe.read(&mut bytes) {
-                let _ = sender.send(bytes[..read].to_vec());
-            }
-        });
-        Program {
-            child,
-            out,
-            printed: Vec::new(),
-            err,
-        }
-    }
-
-    /// Waits until it has printed this, and nothing else.
-    #[track_caller]
-    fn prints(&mut self, text: &str) {
-        while self.printed.len() < text.len() {
-            match self.out.recv_timeout(LONG) {
-                Ok(bytes) => self.printed.extend(bytes),
-                Err(_) => break,
-            }
-        }
-        assert_eq!(String::from_utf8_lossy(&self.printed), text);
-    }
-
-    fn types(&mut self, keys: &str) {
-        let stdin = self.child.stdin.as_mut().expect("a pipe");
-        stdin.write_all(keys.as_bytes()).expect("a reader");
-    }
-
-    fn interrupt(&self) {
-        // The shell's own: a machine may have no other.
-        let mut kill = Command::new("sh");
-        kill.args(["-c", &format!("kill -INT {}", self.child.id())]);
-        succeeds(kill);
-    }
-
-    /// Its end, which must come, though its keyboard stays.
-    #[track_caller]
-    fn ends(mut self, code: i32, out: &str, err: &str) {
-        let mut child = self.child;
-        let _keyboard = child.stdin.take();
-        let has_ended = || child.try_wait().expect("a child to wait for").is_some();
-        if !wait_until(has_ended) {
-            child.kill().expect("a child to kill");
-        }
-        let status = child.wait().expect("a child to wait for");
-        self.printed.extend(self.out.iter().flatten());
-        let printed = String::from_utf8_lossy(&self.printed).into_owned();
-        let said = self.err.join().expect("a reader");
-        assert_eq!(status.code(), Some(code), "{status}: {printed}{said}");
-        assert_eq!((printed.as_str(), said.as_str()), (out, err));
-    }
-}
-
 fn chat_at(service: &Service) -> Option<Command> {
     let mut command = chat()?;
     command.env("GPTALK_BASE_URL", service.url());
@@ -553,75 +424,30 @@ fn chat_at(service: &Service) -> Option<Command> {
     Some(command)
 }
 
+/// Enter is the Stop button.
 #[test]
-fn the_example_streams_piece_by_piece() {
-    let goes_on = Arc::new(AtomicBool::new(false));
-    let may_go_on = Arc::clone(&goes_on);
-    let service = Service::builder()
-        .on(Endpoint::Stream, move |_, peer| {
-            send_hel(peer);
-            wait_until(|| may_go_on.load(Ordering::SeqCst));
-            peer.chunk("data: {\"content\": \"Hello \\ud83d\\ude42\"}\n\ndata: [DONE]\n\n");
-            peer.last_chunk();
-        })
-        .start();
-    let Some(command) = chat_at(&service) else {
-        return;
-    };
-    let mut program = Program::start(command);
-    program.prints("Hel");
-    program.types("no Enter, no stop"); // which the terminal would keep back
-    goes_on.store(true, Ordering::SeqCst);
-    // Nobody has pressed the button, and nobody will.
-    program.ends(0, "Hello 🙂\n", "usage: not reported\n");
+fn the_example_stops_at_enter() {
+    stops_at_enter(say_nothing, "");
+    stops_at_enter(send_hel, "Hel");
 }
 
-#[test]
-fn the_example_tells_of_the_usage() {
-    let service = Service::builder()
-        .on(Endpoint::Chat, |_, peer| {
-            let usage = json!({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8});
-            let delta = json!({"choices": [{"delta": {"content": "Hello"}}]});
-            let last = json!({"choices": [], "usage": usage});
-            peer.sse_head();
-            peer.chunk(format!("data: {delta}\n\ndata: {last}\n\ndata: [DONE]\n\n"));
-            peer.last_chunk();
-        })
-        .start();
+#[track_caller]
+fn stops_at_enter(begin: fn(&mut Peer), came: &str) {
+    let service = stalls(Endpoint::Stream, begin);
     let Some(mut command) = chat_at(&service) else {
         return;
     };
-    command.env("GPTALK_PROTOCOL", "openai");
-    let usage = "usage: 3 prompt + 5 completion tokens\n";
-    Program::start(command).ends(0, "Hello\n", usage);
-}
-
-#[test]
-fn the_example_stops_at_enter_and_at_an_interrupt() {
-    let press: [fn(&mut Program); 2] =
-        [|program| program.types("\n"), |program| program.interrupt()];
-    for press in press {
-        for endpoint in [Endpoint::Login, Endpoint::Stream] {
-            let service = stalls(endpoint, say_nothing);
-            let Some(command) = chat_at(&service) else {
-                return;
-            };
-            let mut program = Program::start(command);
-            assert!(wait_until(|| service.count(endpoint) == 1));
-            press(&mut program);
-            program.ends(130, "", "cancelled\n");
-            assert!(wait_until(|| service.open_connections() == 0));
-        }
-        let service = stalls(Endpoint::Stream, send_hel);
-        let Some(command) = chat_at(&service) else {
-            return;
-        };
-        let mut program = Program::start(command);
-        program.prints("Hel");
-        press(&mut program);
-        program.ends(130, "Hel\n", "cancelled\n");
-        assert!(wait_until(|| service.open_connections() == 0));
-    }
+    command.stdin(Stdio::piped());
+    let mut program = Running::start(command);
+    program.prints(came);
+    assert!(wait_until(|| service.count(Endpoint::Stream) == 1));
+    program.types("no Enter, no stop"); // which a terminal would keep back
+    program.types("\n");
+    let done = program.ends();
+    let ended = (done.status.code(), done.err.as_str());
+    assert_eq!(ended, (Some(130), "cancelled\n"));
+    assert_eq!(done.out.trim_end(), came);
+    assert!(wait_until(|| service.open_connections() == 0));
 }
 
 #[test]
@@ -631,38 +457,10 @@ fn the_example_goes_on_where_there_is_no_keyboard() {
         return;
     };
     command.stdin(Stdio::null());
-    let done = programs::run(command);
+    let done = run(command);
     assert_eq!(
         (done.out.as_str(), done.err.as_str()),
         ("You said: Hi\n", "usage: not reported\n")
     );
     assert!(done.status.success(), "{}", done.status);
-}
-
-#[test]
-fn the_example_tells_of_errors() {
-    let service = Service::builder().api_key("right").start();
-    let Some(mut command) = chat_at(&service) else {
-        return;
-    };
-    command.env("GPTALK_PROTOCOL", "openai");
-    command.env("GPTALK_API_KEY", "wrong");
-    let done = programs::run(command);
-    assert_eq!((done.status.code(), done.out.as_str()), (Some(1), ""));
-    assert!(done.err.starts_with("error: "), "{}", done.err);
-    assert!(
-        done.err.contains("401") && done.err.ends_with(" (auth)\n"),
-        "{}",
-        done.err
-    );
-
-    // What had come stays.
-    let service = cuts();
-    let done = programs::run(chat_at(&service).expect("the example"));
-    assert_eq!((done.status.code(), done.out.as_str()), (Some(1), "Hel\n"));
-    assert!(done.err.ends_with(" (truncated)\n"), "{}", done.err);
-
-    let done = programs::run(chat().expect("the example"));
-    assert_eq!((done.status.code(), done.out.as_str()), (Some(2), ""));
-    assert_eq!(done.err, "usage: chat PROMPT\n");
 }

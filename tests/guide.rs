@@ -21,18 +21,14 @@ use std::time::{Duration, Instant};
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use programs::{
     Done, LONG, ROOT, command, compile, compile_shared, compiler, left_out, libraries, run,
-    succeeds, works,
+    succeeds, wait_until, works,
 };
 use serde_json::{Value, json};
 
 /// Waits for something that must come.
 #[track_caller]
-fn until(what: &str, mut has_come: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !has_come() {
-        assert!(Instant::now() < deadline, "this did not come: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
+fn until(what: &str, has_come: impl FnMut() -> bool) {
+    assert!(wait_until(has_come), "this did not come: {what}");
 }
 
 /// A process that does not outlive its test.

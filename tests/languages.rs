@@ -10,15 +10,17 @@ mod programs;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::time::Duration;
+use std::{env, fs};
 
-use gptalk_service::{Builder, Endpoint, Service};
-use programs::{LONG, ROOT, command, left_out, libraries, read_all};
+use gptalk_service::{Endpoint, Service};
+use programs::{
+    Done, ROOT, Running, command, compile_shared, compiler, cuts, has_cpp, left_out, libraries,
+    say_nothing, send_hel, stalls, succeeds, wait_until,
+};
 
 // ---- where things are ----
 
@@ -46,91 +48,6 @@ fn tool(name: impl AsRef<OsStr>) -> Command {
     command
 }
 
-#[track_caller]
-fn build(mut command: Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{said}");
-}
-
-// ---- a program that runs ----
-
-struct Program {
-    child: Child,
-    /// What it has printed so far.
-    out: mpsc::Receiver<Vec<u8>>,
-    printed: Vec<u8>,
-    err: JoinHandle<String>,
-}
-
-impl Program {
-    fn start(mut command: Command) -> Program {
-        command.stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let err = read_all(child.stderr.take());
-        let out = follow(child.stdout.take().expect("a pipe"));
-        Program {
-            child,
-            out,
-            printed: Vec::new(),
-            err,
-        }
-    }
-
-    /// Waits until it has printed this, and nothing else.
-    #[track_caller]
-    fn prints(&mut self, text: &str) {
-        while self.printed.len() < text.len() {
-            match self.out.recv_timeout(LONG) {
-                Ok(bytes) => self.printed.extend(bytes),
-                Err(_) => break,
-            }
-        }
-        assert_eq!(String::from_utf8_lossy(&self.printed), text);
-    }
-
-    fn interrupt(&self) {
-        let pid = self.child.id().to_string();
-        build(words(&["kill", "-INT", &pid]));
-    }
-
-    /// Its end, which must come.
-    #[track_caller]
-    fn ends(mut self) -> (Option<i32>, String, String) {
-        let deadline = Instant::now() + LONG;
-        let status: ExitStatus = loop {
-            match self.child.try_wait().expect("a child to wait for") {
-                Some(status) => break status,
-                None if Instant::now() > deadline => self.child.kill().expect("a child to kill"),
-                None => thread::sleep(Duration::from_millis(1)),
-            }
-        };
-        self.printed.extend(self.out.iter().flatten());
-        let out = String::from_utf8_lossy(&self.printed).into_owned();
-        (status.code(), out, self.err.join().expect("a reader"))
-    }
-}
-
-fn follow(mut pipe: ChildStdout) -> mpsc::Receiver<Vec<u8>> {
-    use std::io::Read;
-
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut buf = [0; 4096];
-        while let Ok(read @ 1..) = pipe.read(&mut buf) {
-            if sender.send(buf[..read].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
-}
-
 // ---- what each of them does ----
 
 /// What is the same for all: `run` gives the command, to which a prompt is added.
@@ -147,14 +64,20 @@ fn is_a_chat(run: impl Fn() -> Command) {
 
 #[track_caller]
 fn wants_a_prompt(run: Command) {
-    let (code, out, err) = Program::start(run).ends();
+    let (code, out, err) = told(Running::start(run));
     assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
     assert!(err.to_lowercase().starts_with("usage: "), "{err}");
 }
 
-fn with_service(mut run: Command, service: &Service, prompt: &str) -> Program {
+/// The exit code, and what it printed.
+fn told(program: Running) -> (Option<i32>, String, String) {
+    let Done { status, out, err } = program.ends();
+    (status.code(), out, err)
+}
+
+fn with_service(mut run: Command, service: &Service, prompt: &str) -> Running {
     run.env("GPTALK_BASE_URL", service.url()).arg(prompt);
-    Program::start(run)
+    Running::start(run)
 }
 
 fn on_openai(mut run: Command) -> Command {
@@ -183,7 +106,7 @@ fn streams(run: Command) {
     let mut program = with_service(run, &service, "Скажи \"привет\"\n\\o/");
     program.prints("Привет");
     goes_on.store(true, Ordering::SeqCst);
-    let (code, out, err) = program.ends();
+    let (code, out, err) = told(program);
     assert_eq!(out, "Привет, 世界 🌍\0!\n");
     assert_eq!((code, err.as_str()), (Some(0), "usage: not reported\n"));
     let request = &service.requests()[1];
@@ -203,7 +126,7 @@ fn prints_the_usage(run: Command) {
             peer.last_chunk();
         })
         .start();
-    let (code, out, err) = with_service(on_openai(run), &service, "Hi").ends();
+    let (code, out, err) = told(with_service(on_openai(run), &service, "Hi"));
     assert_eq!((code, out.as_str()), (Some(0), "Hi\n"));
     assert_eq!(err, "usage: 3 prompt + 5 completion tokens\n");
 }
@@ -212,7 +135,7 @@ fn prints_the_usage(run: Command) {
 fn tells_of_a_refusal(mut run: Command) {
     let service = Service::builder().api_key("right").start();
     run.env("GPTALK_API_KEY", "wrong");
-    let (code, out, err) = with_service(on_openai(run), &service, "Hi").ends();
+    let (code, out, err) = told(with_service(on_openai(run), &service, "Hi"));
     assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
     assert_is_error(&err, "auth");
     assert!(err.contains("401") && !err.contains("wrong"), "{err}");
@@ -227,59 +150,39 @@ fn assert_is_error(err: &str, status: &str) {
 
 #[track_caller]
 fn keeps_what_came_before_a_failure(run: Command) {
-    let service = Service::builder()
-        .on(Endpoint::Stream, |_, peer| {
-            peer.sse_head();
-            peer.chunk("data: {\"content\": \"Hel\"}\n\n");
-            peer.close();
-        })
-        .start();
-    let (code, out, err) = with_service(run, &service, "Hi").ends();
+    let service = cuts();
+    let (code, out, err) = told(with_service(run, &service, "Hi"));
     assert_eq!((code, out.as_str()), (Some(1), "Hel\n"), "{err}");
     assert_is_error(&err, "truncated");
 }
 
-/// A service that stalls at an endpoint, and the flag that says that the client hung up.
-fn stalls(at: Endpoint, text: &'static str) -> (Service, Arc<AtomicBool>) {
-    let is_closed = Arc::new(AtomicBool::new(false));
-    let was_closed = Arc::clone(&is_closed);
-    let service: Builder = Service::builder().on(at, move |_, peer| {
-        if !text.is_empty() {
-            peer.sse_head();
-            peer.chunk(text);
-        }
-        was_closed.store(peer.client_closed(LONG), Ordering::SeqCst);
-    });
-    (service.start(), is_closed)
-}
-
 #[track_caller]
 fn is_cancelled_between_pieces(run: Command) {
-    let (service, is_closed) = stalls(Endpoint::Stream, "data: {\"content\": \"Hel\"}\n\n");
+    let service = stalls(Endpoint::Stream, send_hel);
     let mut program = with_service(run, &service, "Hi");
     program.prints("Hel");
     program.interrupt();
-    let (code, out, err) = program.ends();
-    assert_eq!(
-        (code, out.as_str(), err.as_str()),
-        (Some(130), "Hel\n", "cancelled\n")
-    );
-    assert!(service.wait_until(|_| is_closed.load(Ordering::SeqCst)));
+    assert_cancelled(program, &service, "Hel\n");
 }
 
 /// While the service has not said a word.
 #[track_caller]
 fn is_cancelled_in_silence(run: Command) {
-    let (service, is_closed) = stalls(Endpoint::Login, "");
+    let service = stalls(Endpoint::Login, say_nothing);
     let program = with_service(run, &service, "Hi");
     assert!(service.wait_until(|service| service.count(Endpoint::Login) == 1));
     program.interrupt();
-    let (code, out, err) = program.ends();
+    assert_cancelled(program, &service, "");
+}
+
+#[track_caller]
+fn assert_cancelled(program: Running, service: &Service, printed: &str) {
+    let (code, out, err) = told(program);
     assert_eq!(
         (code, out.as_str(), err.as_str()),
-        (Some(130), "", "cancelled\n")
+        (Some(130), printed, "cancelled\n")
     );
-    assert!(service.wait_until(|_| is_closed.load(Ordering::SeqCst)));
+    assert!(wait_until(|| service.open_connections() == 0));
 }
 
 // ---- the languages ----
@@ -310,6 +213,18 @@ fn is_installed(language: &str) -> bool {
         left_out(&format!("{language}: GPTALK_PREFIX is not set"));
     }
     is_installed
+}
+
+/// Its Stop button is tried in tests/cpp.rs.
+#[test]
+fn cpp() {
+    if has_cpp() {
+        let source = ["-std=c++17", "-pthread", "examples/cpp/chat.cpp"];
+        let program = compile_shared("chat-in-cpp", compiler("c++", &source));
+        is_a_chat(|| tool(&program));
+    } else {
+        left_out("C++: there is no c++");
+    }
 }
 
 #[test]
@@ -365,7 +280,7 @@ fn go() {
         let mut go = words(&["go", "build", "-o"]);
         go.arg(&program).arg(".");
         go.current_dir(Path::new(ROOT).join("examples/go"));
-        build(go);
+        succeeds(go);
         is_a_chat(|| tool(&program));
     }
 }
@@ -386,7 +301,7 @@ fn java() {
             "-d",
         ]);
         javac.arg(&classes).arg("examples/java/Chat.java");
-        build(javac);
+        succeeds(javac);
         let path = format!("{JNA}:{}", classes.display());
         is_a_chat(|| {
             let mut run = words(&["java", "-cp", &path, "Chat"]);
@@ -408,7 +323,7 @@ fn csharp() {
             "examples/csharp/Chat.cs",
         ]);
         mcs.arg(format!("-out:{}", program.display()));
-        build(mcs);
+        succeeds(mcs);
         is_a_chat(|| {
             let mut run = tool("mono");
             run.arg(&program);
@@ -441,7 +356,7 @@ fn zig() {
             .arg(&library)
             .args(["-lgptalk", "--name", "chat", "--dep", "gptalk"]);
         compile.arg(format!("-Mroot={ROOT}/examples/zig/chat.zig"));
-        build({
+        succeeds({
             compile.arg("-Mgptalk=gptalk.zig");
             compile
         });

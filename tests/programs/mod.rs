@@ -7,10 +7,14 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
+
+use gptalk_service::{Endpoint, Peer, Service};
 
 /// Longer than any program takes.
 pub const LONG: Duration = Duration::from_secs(100);
@@ -109,31 +113,93 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 
 /// Runs a program to its end, which must come.
 pub fn run(mut command: Command) -> Done {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let out = read_all(child.stdout.take());
-    let err = read_all(child.stderr.take());
-    let deadline = Instant::now() + LONG;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child to wait for") {
-            break status;
+    command.stdin(Stdio::null());
+    Running::start(command).ends()
+}
+
+/// A program that runs, with its keyboard in our hands where the command leaves that open.
+pub struct Running {
+    child: Child,
+    /// What it prints, as it comes.
+    out: mpsc::Receiver<Vec<u8>>,
+    printed: Vec<u8>,
+    err: JoinHandle<String>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Running {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let err = read_all(child.stderr.take());
+        let mut pipe = child.stdout.take().expect("a pipe");
+        let (sender, out) = mpsc::channel();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut bytes) {
+                let _ = sender.send(bytes[..read].to_vec());
+            }
+        });
+        Running {
+            child,
+            out,
+            printed: Vec::new(),
+            err,
         }
+    }
+
+    /// Waits until it has printed this, and nothing else.
+    #[track_caller]
+    pub fn prints(&mut self, text: &str) {
+        while self.printed.len() < text.len() {
+            match self.out.recv_timeout(LONG) {
+                Ok(bytes) => self.printed.extend(bytes),
+                Err(_) => break,
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&self.printed), text);
+    }
+
+    pub fn types(&mut self, keys: &str) {
+        let stdin = self.child.stdin.as_mut().expect("a pipe");
+        stdin.write_all(keys.as_bytes()).expect("a reader");
+    }
+
+    /// Ctrl-C.
+    pub fn interrupt(&self) {
+        // The shell's own: a machine may have no other.
+        let mut kill = Command::new("sh");
+        kill.args(["-c", &format!("kill -INT {}", self.child.id())]);
+        succeeds(kill);
+    }
+
+    /// Its end, which must come, though its keyboard stays.
+    pub fn ends(mut self) -> Done {
+        let _keyboard = self.child.stdin.take();
+        if !wait_until(|| self.child.try_wait().expect("a child").is_some()) {
+            self.child.kill().expect("a child to kill");
+        }
+        let status = self.child.wait().expect("a child to wait for");
+        self.printed.extend(self.out.iter().flatten());
+        Done {
+            status,
+            out: String::from_utf8_lossy(&self.printed).into_owned(),
+            err: self.err.join().expect("a reader"),
+        }
+    }
+}
+
+/// Waits for something that must come.
+pub fn wait_until(mut what: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + LONG;
+    while !what() {
         if Instant::now() > deadline {
-            child.kill().expect("a child to kill");
+            return false;
         }
         thread::sleep(Duration::from_millis(1));
-    };
-    let text = |reader: thread::JoinHandle<String>| reader.join().expect("a reader");
-    Done {
-        status,
-        out: text(out),
-        err: text(err),
     }
+    true
 }
 
 pub fn read_all(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
@@ -155,4 +221,43 @@ pub fn succeeds_silently(command: Command) {
     let said = format!("{}{}", done.out, done.err);
     assert!(done.status.success(), "{shown}\n{}\n{said}", done.status);
     assert_eq!(said, "", "{shown}");
+}
+
+// ---- services that programs talk to ----
+
+pub fn send_hel(peer: &mut Peer) {
+    peer.sse_head();
+    peer.chunk("data: {\"content\": \"Hel\"}\n\n");
+}
+
+pub fn say_nothing(_: &mut Peer) {}
+
+/// A service that stalls at the first request of an endpoint, once it has begun, until the client
+/// closes the connection. Its replies tell whether the client has: "closed".
+pub fn stalls(at: Endpoint, begin: fn(&mut Peer)) -> Service {
+    let is_closed = Arc::new(AtomicBool::new(false));
+    let was_closed = Arc::clone(&is_closed);
+    Service::builder()
+        .on(at, move |request, peer| {
+            if peer.nth() > 0 {
+                return peer.normal(request);
+            }
+            begin(peer);
+            is_closed.store(peer.client_closed(LONG), Ordering::SeqCst);
+        })
+        .reply(move |_| {
+            let is_closed = wait_until(|| was_closed.load(Ordering::SeqCst));
+            if is_closed { "closed" } else { "open" }.to_owned()
+        })
+        .start()
+}
+
+/// A service that sends "Hel" and then closes the connection.
+pub fn cuts() -> Service {
+    Service::builder()
+        .on(Endpoint::Stream, |_, peer| {
+            send_hel(peer);
+            peer.close();
+        })
+        .start()
 }
