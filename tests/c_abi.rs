@@ -1136,6 +1136,41 @@ fn keeps_memory(program: &Path, name: &str, args: &[&str]) {
     }
 }
 
+/// A program of tests/c with the sanitizers of addresses, leaks and undefined behaviour in it. None
+/// where the compiler has none.
+fn sanitized(name: &str) -> Option<PathBuf> {
+    const FLAGS: [&str; 4] = [
+        "-std=c99",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ];
+    let probe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sanitizer-probe");
+    let mut cc = compiler("cc", &FLAGS);
+    cc.arg("tests/c/header.c").args(["-shared", "-fPIC", "-o"]);
+    if !works(cc.arg(probe)) {
+        left_out("the sanitizers: cc has none");
+        return None;
+    }
+    let mut source = compiler("cc", &FLAGS);
+    source.arg(format!("tests/c/{name}.c"));
+    Some(compile_shared(&format!("{name}-sanitized"), source))
+}
+
+#[test]
+fn the_sanitizers_find_nothing() {
+    let Some(process) = sanitized("process") else {
+        return;
+    };
+    let (service, failing) = (Service::start(), failing());
+    let (url, failing) = (service.url(), failing.url());
+    succeeds_silently(promise(&process, "every_way", &[&url, &failing]));
+    let contract = sanitized("contract").expect("sanitizers");
+    for name in ["one_liner", "client", "pull", "freed_while_pulling"] {
+        succeeds_silently(promise(&contract, name, &[&url]));
+    }
+}
+
 #[test]
 fn valgrind_finds_nothing() {
     let (service, failing) = (Service::start(), failing());

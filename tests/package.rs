@@ -331,12 +331,23 @@ fn the_archive_links_beside_another_one_made_of_rust() {
     let libother = folder.join("libother.a");
     let mut rustc = Command::new("rustc");
     rustc.args(["--edition=2024", "--crate-type=staticlib", "-O"]);
+    rustc.arg("--print=native-static-libs");
     rustc.arg("-o").arg(&libother).arg(other);
-    succeeds(rustc);
+    let said = rustc.output().expect("rustc");
+    let said = String::from_utf8_lossy(&said.stderr);
 
     let ours = prefix.library("libgptalk.a");
     let private = prefix.pkg_config(&["--static", "--libs-only-l"]);
     let private: Vec<_> = private.iter().filter(|lib| *lib != "-lgptalk").collect();
+    // What any library made of Rust needs of the system, and no more.
+    let native = said.split("native-static-libs:").nth(1).expect(&said);
+    let native: Vec<_> = native
+        .lines()
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .collect();
+    assert_eq!(private, native);
     for (name, archives) in [
         ("ours-first", [&ours, &libother]),
         ("ours-last", [&libother, &ours]),
