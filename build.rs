@@ -19,18 +19,19 @@ const PREFACE: &str = "\
  * - A chat blocks, and callbacks run on the thread that called. The library starts no thread,
  *   installs no signal handler, changes no signal mask and prints nothing (but for the report of
  *   a defect of its own, on stderr).
- * - Any function may be called from any thread, in any callback; in a signal handler
- *   gptalk_cancel() alone. A client does one chat at a time: clone it for more.
+ * - Any function may be called from any thread, in any callback; in a signal handler only
+ *   gptalk_cancel(). A client does one chat at a time: clone it for more.
  * - Strings are UTF-8 and end with a NUL. Those that go in are used during the call only, or
  *   copied. A `const char *` that comes out is the library's, for as long as its function says; the
  *   `char *` of gptalk_push() is yours: gptalk_free() it.
  * - Every pointer may be NULL: where that has no meaning it is GPTALK_MISUSE, NULL, 0 or -1.
  * - Times are in milliseconds, sizes in bytes.
- * - After fork() the child opens its own connections and logs in for itself. A client that was in
- *   a chat on another thread stays busy there: clone it.
+ * - After fork() the child opens connections and logs in for itself. A client that another
+ *   thread was using then is good for gptalk_client_clone() alone. A fork waits while an option is
+ *   set: hold no lock meanwhile that a pthread_atfork() handler of yours takes.
  * - longjmp() must not cross the library, and a thread inside it must not be ended by
  *   pthread_cancel(), which aborts the process. Out of memory aborts, too.
- * - A stack of 64 KiB is enough. On Linux, dlclose() leaves the library loaded.
+ * - A stack of 128 KiB is enough. On Linux, dlclose() leaves the library loaded.
  */";
 
 const CLIENT: &str = "

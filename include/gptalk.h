@@ -10,18 +10,19 @@
  * - A chat blocks, and callbacks run on the thread that called. The library starts no thread,
  *   installs no signal handler, changes no signal mask and prints nothing (but for the report of
  *   a defect of its own, on stderr).
- * - Any function may be called from any thread, in any callback; in a signal handler
- *   gptalk_cancel() alone. A client does one chat at a time: clone it for more.
+ * - Any function may be called from any thread, in any callback; in a signal handler only
+ *   gptalk_cancel(). A client does one chat at a time: clone it for more.
  * - Strings are UTF-8 and end with a NUL. Those that go in are used during the call only, or
  *   copied. A `const char *` that comes out is the library's, for as long as its function says; the
  *   `char *` of gptalk_push() is yours: gptalk_free() it.
  * - Every pointer may be NULL: where that has no meaning it is GPTALK_MISUSE, NULL, 0 or -1.
  * - Times are in milliseconds, sizes in bytes.
- * - After fork() the child opens its own connections and logs in for itself. A client that was in
- *   a chat on another thread stays busy there: clone it.
+ * - After fork() the child opens connections and logs in for itself. A client that another
+ *   thread was using then is good for gptalk_client_clone() alone. A fork waits while an option is
+ *   set: hold no lock meanwhile that a pthread_atfork() handler of yours takes.
  * - longjmp() must not cross the library, and a thread inside it must not be ended by
  *   pthread_cancel(), which aborts the process. Out of memory aborts, too.
- * - A stack of 64 KiB is enough. On Linux, dlclose() leaves the library loaded.
+ * - A stack of 128 KiB is enough. On Linux, dlclose() leaves the library loaded.
  */
 
 #ifndef GPTALK_H
@@ -134,7 +135,7 @@ extern "C" {
  * ```
  *
  * or an object: a request body with "messages" and whatever else, whose members replace the
- * defaults. Of an OpenAI-compatible service that may be tools, an image, an answer in JSON:
+ * defaults. With an OpenAI-compatible service these may offer tools, send an image, ask for JSON:
  *
  * ```json
  * {"messages": [{"role": "user", "content": [
@@ -172,15 +173,15 @@ gptalk_client *gptalk_client_new(void);
 /**
  * A client with the same options and shared connections, but no chat state: neither channels nor
  * an outcome. For another thread, or for another chat at the same time; `client` may be in a
- * chat. Options set later on one do not count for the other. Release it with
+ * chat. Options set later on one do not affect the other. Release it with
  * gptalk_client_free(), before or after `client`. NULL for NULL, and on internal failure.
  */
 gptalk_client *gptalk_client_clone(const gptalk_client *client);
 
 /**
  * Releases a client, and with it every text that it gave out. NULL is fine. A chat begun by
- * gptalk_start() is cancelled. Inside its own callback the client is released at the chat's end,
- * which that does not hasten.
+ * gptalk_start() is cancelled. In a callback of the client's own it takes effect when the chat ends,
+ * and does not end it.
  *
  * No other thread may be in a call on the client, or make one later: cancel a chat that runs
  * there, and wait until its call has returned.
@@ -192,8 +193,8 @@ void gptalk_client_free(gptalk_client *client);
  * The outcome is at gptalk_get(client, ...).
  *
  * A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
- * and leaves the outcome of the running chat alone: "error" says nothing of it. Where `client` is
- * NULL, here and below, the reason is at gptalk_get(NULL, "error").
+ * and does not change the outcome: "error" does not tell of this failure. Where `client` is NULL,
+ * here and below, the reason is at gptalk_get(NULL, "error").
  */
 gptalk_status gptalk_client_chat(gptalk_client *client,
                                  const char *msgs_json,
@@ -246,19 +247,22 @@ gptalk_status gptalk_client_chat(gptalk_client *client,
  * - max_tokens: goes as max_completion_tokens where the service wants that.
  * - header: one of the same name is replaced. A client that has any goes without the process's.
  * - proxy: else the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY,
- *   ALL_PROXY, NO_PROXY in both), but never for loopback, which one that is set serves too.
+ *   ALL_PROXY, NO_PROXY in both), but never for loopback. One that is set with this option is used
+ *   for loopback as well.
  * - ca_file: the system's roots are those of SSL_CERT_FILE and SSL_CERT_DIR, where one is set.
- * - retries: after a connect that failed, HTTP 408, 409, 429 or 5xx. The wait is the one that the
- *   service asks for, else half a second, doubled at each.
+ * - retries: after a connect that failed, a login whose connection broke, HTTP 408, 409, 429 or
+ *   5xx; not where the wait would pass timeout_ms. The wait is the one that the service asks for,
+ *   else half a second, doubled at each up to eight, and up to a quarter shorter at random.
  */
 gptalk_status gptalk_set(gptalk_client *client,
                          const char *key,
                          const char *value);
 
 /**
- * Sets the callback of a further channel of the client's; `cb` NULL removes it, at once. A first
- * one counts from the next chat on for "event" and "log", at once for the others. `cb`, and what
- * `userdata` points to, must outlive the client's chats, or be removed between two of them.
+ * Sets the callback of a further channel of the client's; `cb` NULL removes it, at once. Where the
+ * channel had none before, it begins with the next chat for "event" and "log", and at once for the
+ * others. `cb`, and what `userdata` points to, must outlive the client's chats, or be removed
+ * between two of them.
  *
  * | channel | what it brings |
  * |---------|----------------|
@@ -330,7 +334,9 @@ int gptalk_cancel(gptalk_client *client);
  * this thread's last one-liner. Returns NULL for what is not known, or not reported.
  *
  * The text is borrowed until the next call on that client, on whatever thread, gptalk_cancel()
- * aside; `client` NULL: until this thread's next one-liner. Copy what you keep.
+ * aside; `client` NULL: until this thread's next one-liner, and in its callbacks until the same
+ * is asked for again. It ends with a NUL; of these texts "text" alone has a length, "text_len",
+ * for NULs inside. Copy what you keep.
  *
  * | key | meaning |
  * |-----|---------|
@@ -366,7 +372,8 @@ int gptalk_cancel(gptalk_client *client);
  *
  * "message" and "usage" take a JSON pointer (RFC 6901) behind the key. A string comes without its
  * quotes, another value as JSON; a string that is JSON itself, as the arguments of a tool call
- * are, may be entered. A number comes as the library reads it: beyond 64 bits, take the whole.
+ * are, may be entered. A string with a NUL in it is NULL: ask for what it is in. A number beyond
+ * 64 bits may lose digits: ask for the whole.
  *
  * ```c
  * gptalk_get(client, "message/tool_calls/0/function/name")             // get_weather
@@ -398,8 +405,9 @@ int64_t gptalk_get_int(const gptalk_client *client,
 
 /**
  * A new JSON array: the messages of `msgs_json` (NULL: none) and one more, escaped. `role` is
- * "system", "user", "assistant" or "tool", and `content` what is said; `role` NULL: `content` is
- * a whole message's JSON. What goes in stays as it is. Release the new array with gptalk_free().
+ * "system", "user", "assistant", "tool" or another one that the service knows, and `content` what is
+ * said; `role` NULL: `content` is a whole message's JSON. `msgs_json` is neither changed nor
+ * released. Release the new array with gptalk_free().
  *
  * NULL on bad input: `msgs_json` is no array of messages, `content` is NULL, something is not
  * UTF-8.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::auth::{self, unix_now};
 use crate::cancel::{CancelHandle, Gate};
-use crate::config::{Config, Options, Protocol, read_environment};
+use crate::config::{Change, Config, Options, Protocol, read_environment};
 use crate::error::Error;
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -164,9 +164,13 @@ impl Client {
     ///
     /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
     pub fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), Error> {
-        self.options.set(key, value)?;
-        self.version += 1;
+        self.apply(Change::new(key, value)?);
         Ok(())
+    }
+
+    pub(crate) fn apply(&mut self, change: Change) {
+        change.apply(&mut self.options);
+        self.version += 1;
     }
 
     fn resolve(&self) -> Result<Arc<Resolved>, Error> {
@@ -230,12 +234,16 @@ impl fmt::Debug for Client {
 ///
 /// [`ErrorKind::Misuse`] for an unknown name or a bad value; the option stays as it was.
 pub fn set_default(key: &str, value: Option<&str>) -> Result<(), Error> {
+    apply_default(Change::new(key, value)?);
+    Ok(())
+}
+
+pub(crate) fn apply_default(change: Change) {
     first_use();
     let _whole = no_fork();
     let mut defaults = lock(&DEFAULTS);
-    defaults.options.set(key, value)?;
+    change.apply(&mut defaults.options);
     defaults.version += 1;
-    Ok(())
 }
 
 /// The client of the one-liners.

@@ -93,61 +93,102 @@ pub(crate) struct Options {
 impl Options {
     /// Sets an option by its name, or unsets it; the value is checked at once.
     pub fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), Error> {
+        Change::new(key, value)?.apply(self);
+        Ok(())
+    }
+}
+
+/// An option's new value, checked and, of a file, read: what is left to do cannot fail or wait.
+pub(crate) struct Change(Box<dyn FnOnce(&mut Options)>);
+
+impl Change {
+    pub fn apply(self, options: &mut Options) {
+        (self.0)(options);
+    }
+
+    /// The change that sets an option by its name, or unsets it.
+    pub fn new(key: &str, value: Option<&str>) -> Result<Change, Error> {
         match key {
-            "protocol" => put(&mut self.protocol, value, |text| match text {
-                "gptalk" => Ok(Protocol::Gptalk),
-                "openai" => Ok(Protocol::Openai),
-                _ => Err(bad(key, text, "give gptalk or openai")),
-            }),
-            "base_url" => put(&mut self.base_url, value, |text| Url::parse(key, text)),
-            "api_key" => put(&mut self.api_key, value, |text| {
-                secret_text(key, text.trim_matches(' '))
-            }),
-            "model" => put(&mut self.model, value, |text| Ok(text.to_owned())),
-            "temperature" => put(&mut self.temperature, value, |text| {
-                serde_json::from_str(text).map_err(|_| bad(key, text, "give a number such as 0.7"))
-            }),
-            "max_tokens" => put(&mut self.max_tokens, value, |text| whole(key, text)),
-            "body" => put(&mut self.body, value, |text| {
-                serde_json::from_str(text)
-                    .map_err(|error| Error::misuse(format!("body: give a JSON object ({error})")))
-            }),
-            "header" => match value {
-                Some(text) => {
-                    let header = header(text)?;
-                    self.headers.retain(|(name, _)| *name != header.0);
-                    self.headers.push(header);
-                    Ok(())
-                }
-                None => {
-                    self.headers.clear();
-                    Ok(())
-                }
-            },
-            "proxy" => put(&mut self.proxy, value, |text| match text {
-                "none" => Ok(None),
-                _ => Proxy::parse(key, text).map(Some),
-            }),
-            "ca_file" => put(&mut self.ca_file, value, |path| {
-                read_ca_file(path).map(Arc::new)
-            }),
-            "connect_timeout_ms" => put(&mut self.connect_timeout, value, |t| whole(key, t)),
-            "response_timeout_ms" => put(&mut self.response_timeout, value, |t| whole(key, t)),
-            "idle_timeout_ms" => put(&mut self.idle_timeout, value, |t| whole(key, t)),
-            "timeout_ms" => put(&mut self.timeout, value, |t| whole(key, t)),
-            "retries" => put(&mut self.retries, value, |t| whole(key, t)),
-            "max_reply_bytes" => put(&mut self.max_reply_bytes, value, |t| whole(key, t)),
-            "user_agent" => put(&mut self.user_agent, value, |text| {
-                match header_text(key, text)? {
+            "protocol" => put(
+                |o| &mut o.protocol,
+                value,
+                |text| match text {
+                    "gptalk" => Ok(Protocol::Gptalk),
+                    "openai" => Ok(Protocol::Openai),
+                    _ => Err(bad(key, text, "give gptalk or openai")),
+                },
+            ),
+            "base_url" => put(|o| &mut o.base_url, value, |text| Url::parse(key, text)),
+            "api_key" => put(
+                |o| &mut o.api_key,
+                value,
+                |text| secret_text(key, text.trim_matches(' ')),
+            ),
+            "model" => put(|o| &mut o.model, value, |text| Ok(text.to_owned())),
+            "temperature" => put(
+                |o| &mut o.temperature,
+                value,
+                |text| {
+                    serde_json::from_str(text)
+                        .map_err(|_| bad(key, text, "give a number such as 0.7"))
+                },
+            ),
+            "max_tokens" => put(|o| &mut o.max_tokens, value, |text| whole(key, text)),
+            "body" => put(
+                |o| &mut o.body,
+                value,
+                |text| {
+                    serde_json::from_str(text).map_err(|error| {
+                        Error::misuse(format!("body: give a JSON object ({error})"))
+                    })
+                },
+            ),
+            "header" => {
+                let header = value.map(header).transpose()?;
+                Ok(Change(Box::new(move |options| match header {
+                    Some(header) => {
+                        options.headers.retain(|(name, _)| *name != header.0);
+                        options.headers.push(header);
+                    }
+                    None => options.headers.clear(),
+                })))
+            }
+            "proxy" => put(
+                |o| &mut o.proxy,
+                value,
+                |text| match text {
+                    "none" => Ok(None),
+                    _ => Proxy::parse(key, text).map(Some),
+                },
+            ),
+            "ca_file" => put(
+                |o| &mut o.ca_file,
+                value,
+                |path| read_ca_file(path).map(Arc::new),
+            ),
+            "connect_timeout_ms" => put(|o| &mut o.connect_timeout, value, |t| whole(key, t)),
+            "response_timeout_ms" => put(|o| &mut o.response_timeout, value, |t| whole(key, t)),
+            "idle_timeout_ms" => put(|o| &mut o.idle_timeout, value, |t| whole(key, t)),
+            "timeout_ms" => put(|o| &mut o.timeout, value, |t| whole(key, t)),
+            "retries" => put(|o| &mut o.retries, value, |t| whole(key, t)),
+            "max_reply_bytes" => put(|o| &mut o.max_reply_bytes, value, |t| whole(key, t)),
+            "user_agent" => put(
+                |o| &mut o.user_agent,
+                value,
+                |text| match header_text(key, text)? {
                     text if text.is_empty() => Err(bad(key, &text, "unset it for the default")),
                     text => Ok(text),
-                }
-            }),
-            "app_id" => put(&mut self.app_id, value, |text| header_text(key, text)),
-            "fingerprint" => put(&mut self.fingerprint, value, |text| match text {
-                "" => Err(bad(key, text, "unset it for a random one")),
-                _ => Ok(text.to_owned()),
-            }),
+                },
+            ),
+            "app_id" => put(|o| &mut o.app_id, value, |text| header_text(key, text)),
+            "fingerprint" => put(
+                |o| &mut o.fingerprint,
+                value,
+                |text| match text {
+                    "" => Err(bad(key, text, "unset it for a random one")),
+                    _ => Ok(text.to_owned()),
+                },
+            ),
             _ => Err(Error::misuse(format!(
                 "\"{key}\" is not an option; the options are {}",
                 OPTIONS.join(", ")
@@ -406,13 +447,13 @@ pub(crate) fn environment_var(name: &str) -> Option<&'static str> {
     environment().vars.get(name).map(String::as_str)
 }
 
-fn put<T>(
-    slot: &mut Option<T>,
+fn put<T: 'static>(
+    place: fn(&mut Options) -> &mut Option<T>,
     value: Option<&str>,
     parse: impl FnOnce(&str) -> Result<T, Error>,
-) -> Result<(), Error> {
-    *slot = value.map(parse).transpose()?;
-    Ok(())
+) -> Result<Change, Error> {
+    let value = value.map(parse).transpose()?;
+    Ok(Change(Box::new(move |options| *place(options) = value)))
 }
 
 fn bad(key: &str, value: &str, what_to_do: &str) -> Error {

@@ -6,7 +6,9 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
+use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -105,7 +107,7 @@ mod system {
 
     use rustls_native_certs::CertificateResult;
 
-    use super::{FORKING, FORKS, HOLDERS, SLICE, Wanted, wait_until};
+    use super::{FORKING, FORKS, FORKS_HERE, HELD, HOLDERS, SLICE, Wanted, wait_until};
 
     /// The kernel keeps to the slice: one system call for a piece, where a socket that does not
     /// block, and `poll`, cost two.
@@ -161,10 +163,14 @@ mod system {
         extern "C" fn before() {
             // Forks come one at a time.
             wait_until(|| HOLDERS.fetch_or(FORKING, Ordering::Acquire) & FORKING == 0);
-            wait_until(|| HOLDERS.load(Ordering::Acquire) == FORKING);
+            // A signal handler may fork while its own thread holds on.
+            let own = u32::from(HELD.get() > 0);
+            wait_until(|| HOLDERS.load(Ordering::Acquire) == FORKING + own);
+            FORKS_HERE.set(true);
         }
 
         extern "C" fn in_the_parent() {
+            FORKS_HERE.set(false);
             HOLDERS.fetch_and(!FORKING, Ordering::Release);
         }
 
@@ -338,24 +344,38 @@ static HOLDERS: AtomicU32 = AtomicU32::new(0);
 /// A fork is on its way, or waits for the holders.
 const FORKING: u32 = 1 << 31;
 
-/// Keeps a fork waiting, so that the child does not find something half done. Not to be taken
-/// twice by a thread, nor held across I/O or a callback.
-pub(crate) fn no_fork() -> NoFork {
-    system::watch_forks();
-    wait_until(|| {
-        let hold = |holders| (holders & FORKING == 0).then_some(holders + 1);
-        let held = HOLDERS.fetch_update(Ordering::Acquire, Ordering::Relaxed, hold);
-        held.is_ok()
-    });
-    NoFork(())
+thread_local! {
+    /// How often this thread keeps forks waiting: it counts once among the holders.
+    static HELD: Cell<u32> = const { Cell::new(0) };
+    /// This thread forks: it is in the handlers that others have registered.
+    static FORKS_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Dropped, it lets a fork go on.
-pub(crate) struct NoFork(());
+/// Keeps a fork waiting, so that the child does not find something half done. Not to be held across
+/// I/O or a callback.
+pub(crate) fn no_fork() -> NoFork {
+    system::watch_forks();
+    if HELD.get() == 0 {
+        wait_until(|| {
+            let may_hold = |holders| holders & FORKING == 0 || FORKS_HERE.get();
+            let hold = |holders| may_hold(holders).then_some(holders + 1);
+            let held = HOLDERS.fetch_update(Ordering::Acquire, Ordering::Relaxed, hold);
+            held.is_ok()
+        });
+    }
+    HELD.set(HELD.get() + 1);
+    NoFork(PhantomData)
+}
+
+/// Dropped, on the same thread, it lets a fork go on.
+pub(crate) struct NoFork(PhantomData<*const ()>);
 
 impl Drop for NoFork {
     fn drop(&mut self) {
-        HOLDERS.fetch_sub(1, Ordering::Release);
+        HELD.set(HELD.get() - 1);
+        if HELD.get() == 0 {
+            HOLDERS.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 

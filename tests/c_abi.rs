@@ -1013,6 +1013,20 @@ fn a_fork_at_any_moment_leaves_the_options_whole() {
     assert_eq!(service.count(Endpoint::Text), 61);
 }
 
+#[test]
+fn the_child_of_a_fork_clones_a_client_that_another_thread_was_using() {
+    let service = Service::start();
+    process_keeps("fork_and_clone", &[&service.url()]);
+    assert_nothing_refused(&service);
+}
+
+#[test]
+fn the_hosts_own_fork_handlers_may_use_the_library() {
+    let service = Service::start();
+    process_keeps("fork_with_handlers", &[&service.url()]);
+    assert_eq!(service.requests()[1].json()["model"], "forked");
+}
+
 /// The service, whatever the date in a request's header.
 fn undated(service: Builder) -> Builder {
     let expires_at = unix_now() + 60 * 60;
@@ -1077,10 +1091,17 @@ fn a_panic_is_an_internal_error_and_leaves_everything_usable() {
 
 #[test]
 fn a_small_stack_is_enough() {
-    // 64 KiB are promised of a release build, which takes less than 40. The frames of a debug build
-    // are larger: it takes between 80 and 96.
-    let kib = if cfg!(debug_assertions) { "128" } else { "64" };
-    let service = Service::start();
+    // 128 KiB are promised of a release build. The frames of a debug build are larger.
+    let kib = if cfg!(debug_assertions) { "512" } else { "128" };
+    // As deep as JSON may be, in what is sent and in what comes.
+    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    let event = format!("{{\"x\": {deep}, \"content\": \"You said: Hi\"}}");
+    let service = Service::builder().on(Endpoint::Stream, move |_, peer| {
+        peer.sse_head();
+        peer.chunk(format!("data: {event}\n\ndata: [DONE]\n\n"));
+        peer.last_chunk();
+    });
+    let service = service.start();
     process_keeps("small_stack", &[&service.url(), kib]);
 }
 

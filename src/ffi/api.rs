@@ -7,10 +7,11 @@ use super::contained;
 use super::session::{
     Callback, Ending, OnText, Session, Turn, defect, gptalk_client, one_liner, set_one_liner,
 };
-use crate::client::{Client, set_default, shared, shared_gate};
+use crate::client::{Client, apply_default, shared, shared_gate};
+use crate::config::Change;
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
-use crate::sys::lock;
+use crate::sys::{lock, no_fork};
 
 /// Outcome of a call. Values are frozen; new ones may be added: take an unknown one as a failure.
 ///
@@ -80,7 +81,7 @@ pub type gptalk_callback = Option<
 /// ```
 ///
 /// or an object: a request body with "messages" and whatever else, whose members replace the
-/// defaults. Of an OpenAI-compatible service that may be tools, an image, an answer in JSON:
+/// defaults. With an OpenAI-compatible service these may offer tools, send an image, ask for JSON:
 ///
 /// ```json
 /// {"messages": [{"role": "user", "content": [
@@ -157,7 +158,7 @@ pub extern "C-unwind" fn gptalk_client_new() -> *mut gptalk_client {
 
 /// A client with the same options and shared connections, but no chat state: neither channels nor
 /// an outcome. For another thread, or for another chat at the same time; `client` may be in a
-/// chat. Options set later on one do not count for the other. Release it with
+/// chat. Options set later on one do not affect the other. Release it with
 /// gptalk_client_free(), before or after `client`. NULL for NULL, and on internal failure.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_client_clone(
@@ -168,6 +169,7 @@ pub unsafe extern "C-unwind" fn gptalk_client_clone(
         return std::ptr::null_mut();
     };
     let copy = || {
+        let _whole = no_fork();
         let original = lock(&client.client);
         into_raw(original.clone())
     };
@@ -175,8 +177,8 @@ pub unsafe extern "C-unwind" fn gptalk_client_clone(
 }
 
 /// Releases a client, and with it every text that it gave out. NULL is fine. A chat begun by
-/// gptalk_start() is cancelled. Inside its own callback the client is released at the chat's end,
-/// which that does not hasten.
+/// gptalk_start() is cancelled. In a callback of the client's own it takes effect when the chat ends,
+/// and does not end it.
 ///
 /// No other thread may be in a call on the client, or make one later: cancel a chat that runs
 /// there, and wait until its call has returned.
@@ -194,8 +196,8 @@ pub unsafe extern "C-unwind" fn gptalk_client_free(client: *mut gptalk_client) {
 /// The outcome is at gptalk_get(client, ...).
 ///
 /// A client does one chat at a time: while it is in one, on any thread, this returns GPTALK_BUSY
-/// and leaves the outcome of the running chat alone: "error" says nothing of it. Where `client` is
-/// NULL, here and below, the reason is at gptalk_get(NULL, "error").
+/// and does not change the outcome: "error" does not tell of this failure. Where `client` is NULL,
+/// here and below, the reason is at gptalk_get(NULL, "error").
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_client_chat(
     client: *mut gptalk_client,
@@ -277,10 +279,12 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
 /// - max_tokens: goes as max_completion_tokens where the service wants that.
 /// - header: one of the same name is replaced. A client that has any goes without the process's.
 /// - proxy: else the environment's, as curl reads it (http_proxy in lower case only; HTTPS_PROXY,
-///   ALL_PROXY, NO_PROXY in both), but never for loopback, which one that is set serves too.
+///   ALL_PROXY, NO_PROXY in both), but never for loopback. One that is set with this option is used
+///   for loopback as well.
 /// - ca_file: the system's roots are those of SSL_CERT_FILE and SSL_CERT_DIR, where one is set.
-/// - retries: after a connect that failed, HTTP 408, 409, 429 or 5xx. The wait is the one that the
-///   service asks for, else half a second, doubled at each.
+/// - retries: after a connect that failed, a login whose connection broke, HTTP 408, 409, 429 or
+///   5xx; not where the wait would pass timeout_ms. The wait is the one that the service asks for,
+///   else half a second, doubled at each up to eight, and up to a quarter shorter at random.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn gptalk_set(
     client: *mut gptalk_client,
@@ -292,17 +296,23 @@ pub unsafe extern "C-unwind" fn gptalk_set(
     let done = contained(|| {
         // SAFETY: the caller gives NULL or NUL-terminated strings that live through the call.
         let (key, value) = unsafe { (text("key", key)?, optional_text("value", value)?) };
+        let change = Change::new(key, value)?;
         match client {
-            Some(client) => lock(&client.client).set(key, value),
-            None => set_default(key, value),
+            Some(client) => {
+                let _whole = no_fork();
+                lock(&client.client).apply(change);
+            }
+            None => apply_default(change),
         }
+        Ok(())
     });
     report(client, done)
 }
 
-/// Sets the callback of a further channel of the client's; `cb` NULL removes it, at once. A first
-/// one counts from the next chat on for "event" and "log", at once for the others. `cb`, and what
-/// `userdata` points to, must outlive the client's chats, or be removed between two of them.
+/// Sets the callback of a further channel of the client's; `cb` NULL removes it, at once. Where the
+/// channel had none before, it begins with the next chat for "event" and "log", and at once for the
+/// others. `cb`, and what `userdata` points to, must outlive the client's chats, or be removed
+/// between two of them.
 ///
 /// | channel | what it brings |
 /// |---------|----------------|
@@ -329,6 +339,7 @@ pub unsafe extern "C-unwind" fn gptalk_on(
     let done = contained(|| {
         // SAFETY: the caller gives NULL or a NUL-terminated string that lives through the call.
         let name = unsafe { text("channel", channel) }?;
+        let _whole = no_fork();
         let mut channels = lock(&client.channels);
         let slot = channels.slot(name).ok_or_else(|| {
             Error::misuse(format!(
@@ -482,7 +493,9 @@ pub unsafe extern "C-unwind" fn gptalk_cancel(client: *mut gptalk_client) -> c_i
 /// this thread's last one-liner. Returns NULL for what is not known, or not reported.
 ///
 /// The text is borrowed until the next call on that client, on whatever thread, gptalk_cancel()
-/// aside; `client` NULL: until this thread's next one-liner. Copy what you keep.
+/// aside; `client` NULL: until this thread's next one-liner, and in its callbacks until the same
+/// is asked for again. It ends with a NUL; of these texts "text" alone has a length, "text_len",
+/// for NULs inside. Copy what you keep.
 ///
 /// | key | meaning |
 /// |-----|---------|
@@ -518,7 +531,8 @@ pub unsafe extern "C-unwind" fn gptalk_cancel(client: *mut gptalk_client) -> c_i
 ///
 /// "message" and "usage" take a JSON pointer (RFC 6901) behind the key. A string comes without its
 /// quotes, another value as JSON; a string that is JSON itself, as the arguments of a tool call
-/// are, may be entered. A number comes as the library reads it: beyond 64 bits, take the whole.
+/// are, may be entered. A string with a NUL in it is NULL: ask for what it is in. A number beyond
+/// 64 bits may lose digits: ask for the whole.
 ///
 /// ```c
 /// gptalk_get(client, "message/tool_calls/0/function/name")             // get_weather
@@ -575,8 +589,9 @@ pub unsafe extern "C-unwind" fn gptalk_get_int(
 }
 
 /// A new JSON array: the messages of `msgs_json` (NULL: none) and one more, escaped. `role` is
-/// "system", "user", "assistant" or "tool", and `content` what is said; `role` NULL: `content` is
-/// a whole message's JSON. What goes in stays as it is. Release the new array with gptalk_free().
+/// "system", "user", "assistant", "tool" or another one that the service knows, and `content` what is
+/// said; `role` NULL: `content` is a whole message's JSON. `msgs_json` is neither changed nor
+/// released. Release the new array with gptalk_free().
 ///
 /// NULL on bad input: `msgs_json` is no array of messages, `content` is NULL, something is not
 /// UTF-8.

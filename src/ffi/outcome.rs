@@ -108,28 +108,40 @@ fn inside(json: &str, pointer: &str) -> Option<String> {
     }
     match value {
         Value::Null => None,
+        // C would take it for a shorter one: a path, for a tool, that the model has not named.
+        Value::String(text) if text.contains('\0') => None,
         Value::String(text) => Some(text),
         other => Some(other.to_string()),
     }
 }
 
-/// The texts that were handed out: each is kept until its key is asked for again, or a new chat.
+/// The texts that were handed out: each is kept until a new chat; while a chat runs, until its key is
+/// asked for again.
 #[derive(Default)]
-pub(super) struct Kept(BTreeMap<String, Box<[u8]>>);
+pub(super) struct Kept {
+    texts: BTreeMap<String, Box<[u8]>>,
+    replaced: Vec<Box<[u8]>>,
+}
 
 impl Kept {
     /// Keeps a text under its key; the pointer to it, which a NUL ends.
-    pub fn keep(&mut self, key: &str, text: String) -> *const c_char {
+    pub fn keep(&mut self, key: &str, text: String, runs: bool) -> *const c_char {
         let mut bytes = text.into_bytes();
         bytes.push(0);
-        let kept = match self.0.get_mut(key) {
+        let kept = match self.texts.get_mut(key) {
             // The same again: the old pointer stays good.
             Some(kept) if **kept == *bytes => kept,
             Some(kept) => {
-                *kept = bytes.into();
+                let old = std::mem::replace(kept, bytes.into());
+                if !runs {
+                    self.replaced.push(old);
+                }
                 kept
             }
-            None => self.0.entry(key.to_owned()).or_insert_with(|| bytes.into()),
+            None => self
+                .texts
+                .entry(key.to_owned())
+                .or_insert_with(|| bytes.into()),
         };
         kept.as_ptr().cast()
     }

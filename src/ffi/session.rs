@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
-use crate::sys::lock;
+use crate::sys::{lock, no_fork};
 
 /// A client: options, connections, channels, one chat at a time, and the outcome of the last one.
 ///
@@ -70,6 +70,8 @@ impl gptalk_client {
     }
 
     pub(super) fn begin(&self, conversation: Result<Conversation, Error>) -> gptalk_status {
+        // The child of a fork may clone the client, and have it chat.
+        let _whole = no_fork();
         let channels = *lock(&self.channels);
         let stream = conversation.and_then(|conversation| lock(&self.client).stream(conversation));
         self.session.begin(stream, &channels)
@@ -284,7 +286,8 @@ impl Session {
     pub fn text(&self, key: &str) -> Option<*const c_char> {
         let mut live = lock(&self.0);
         let text = live.facts().text(key)?;
-        Some(live.kept.keep(key, text))
+        let runs = live.stream.is_some();
+        Some(live.kept.keep(key, text, runs))
     }
 
     pub fn number(&self, key: &str) -> Option<i64> {

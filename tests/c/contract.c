@@ -32,6 +32,14 @@ static void one_liner(char **args)
     CHECK_STATUS(NULL, gptalk_chat("[{\"role\":\"user\",\"content\":\"Ho\"}]", NULL, NULL), GPTALK_OK);
     CHECK_TEXT(gptalk_get(NULL, "text"), "You said: Ho");
     CHECK_TEXT(gptalk_get(NULL, "error"), NULL);
+
+    /* What was handed out stays until the next one, whatever is asked meanwhile. */
+    const char *first, *second;
+    CHECK_STATUS(NULL, gptalk_set(NULL, "retries", "many"), GPTALK_MISUSE);
+    first = gptalk_get(NULL, "error");
+    CHECK_STATUS(NULL, gptalk_set(NULL, "temperature", "hot"), GPTALK_MISUSE);
+    second = gptalk_get(NULL, "error");
+    CHECK(strstr(first, "retries") != NULL && strstr(second, "temperature") != NULL);
 }
 
 static void client(char **args)
@@ -777,6 +785,8 @@ static void embedded_nul(char **args)
     CHECK_INT(gptalk_get_int(client, "text_len"), 3);
     CHECK(memcmp(gptalk_get(client, "text"), "a\0b", 4) == 0);
     CHECK_TEXT(gptalk_get(client, "message"), "{\"role\":\"assistant\",\"content\":\"a\\u0000b\"}");
+    CHECK_TEXT(gptalk_get(client, "message/role"), "assistant");
+    CHECK_TEXT(gptalk_get(client, "message/content"), NULL); /* it would be "a" */
 
     CHECK_STATUS(client, gptalk_start(client, HI), GPTALK_OK);
     piece = gptalk_next(client, &len);

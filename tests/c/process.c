@@ -420,11 +420,76 @@ static void fork_while_setting(char **args)
     CHECK_TEXT(gptalk_get(NULL, "text"), SAID_HI);
 }
 
+static void *set_and_begin_on_and_on(void *data)
+{
+    gptalk_client *client = data;
+    while (!forked_enough) {
+        CHECK_STATUS(client, gptalk_set(client, "model", "one"), GPTALK_OK);
+        CHECK_STATUS(client, gptalk_client_chat(client, "[]", NULL, NULL), GPTALK_MISUSE);
+    }
+    return NULL;
+}
+
+/* Forks while another thread uses a client: the child may clone it. */
+static void fork_and_clone(char **args)
+{
+    pthread_t thread;
+    int i;
+    gptalk_client *client = client_at(args[0]);
+    CHECK_INT(pthread_create(&thread, NULL, set_and_begin_on_and_on, client), 0);
+    for (i = 0; i < 300; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            gptalk_client *clone;
+            begin_child();
+            clone = gptalk_client_clone(client);
+            if (i % 30 == 0)
+                check_chat(clone, SAID_HI);
+            gptalk_client_free(clone);
+            _exit(0);
+        }
+        check_child(child);
+    }
+    forked_enough = 1;
+    pthread_join(thread, NULL);
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
+static void set_at_fork(void)
+{
+    CHECK_STATUS(NULL, gptalk_set(NULL, "model", "forked"), GPTALK_OK);
+    gptalk_client_free(gptalk_client_new());
+}
+
+/* The host's own handlers, which run while the library's hold others back. */
+static void fork_with_handlers(char **args)
+{
+    pid_t child;
+    CHECK_INT(pthread_atfork(set_at_fork, set_at_fork, set_at_fork), 0);
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    alarm(10);
+    child = fork();
+    if (child == 0) {
+        begin_child();
+        CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+        _exit(0);
+    }
+    check_child(child);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    alarm(0);
+}
+
 /* ---- stacks, descriptors, locales ---- */
 
 static void *chat_on_a_stack(void *url)
 {
+    char body[512] = "{\"y\": ";
     gptalk_client *client = client_at(url);
+    memset(body + strlen(body), '[', 120);
+    memset(body + strlen(body), ']', 120);
+    strcat(body, "}");
+    CHECK_STATUS(client, gptalk_set(client, "body", body), GPTALK_OK);
     check_chat(client, SAID_HI);
     gptalk_client_free(client);
     CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
@@ -600,6 +665,8 @@ static const struct promise promises[] = {
     {"fork_while_chatting", fork_while_chatting},
     {"fork_at_any_moment", fork_at_any_moment},
     {"fork_while_setting", fork_while_setting},
+    {"fork_and_clone", fork_and_clone},
+    {"fork_with_handlers", fork_with_handlers},
     {"small_stack", small_stack},
     {"closed_descriptors", closed_descriptors},
     {"no_descriptors_left", no_descriptors_left},
