@@ -91,7 +91,7 @@ inline const char *c_str(const std::string &text)
 inline std::optional<std::string> get(const gptalk_client *client, const std::string &key)
 {
     const std::int64_t len = key == "text" ? gptalk_get_int(client, "text_len") : -1; // it may hold NULs
-    const char *text = gptalk_get(client, key.c_str());
+    const char *text = gptalk_get(client, c_str(key));
     if (text == nullptr)
         return std::nullopt;
     return len < 0 ? std::string(text) : std::string(text, static_cast<std::size_t>(len));
@@ -104,9 +104,14 @@ inline void accepted(const gptalk_client *client, gptalk_status status)
         throw error(status, get(client, "error").value_or(""));
 }
 
-inline void set(gptalk_client *client, const std::string &key, const std::optional<std::string> &value)
+inline std::int64_t get_int(const gptalk_client *client, const std::string &key)
 {
-    accepted(client, gptalk_set(client, key.c_str(), value ? c_str(*value) : nullptr));
+    return gptalk_get_int(client, c_str(key));
+}
+
+inline void set(gptalk_client *client, const std::string &key, const char *value)
+{
+    accepted(client, gptalk_set(client, c_str(key), value));
 }
 
 /// The outcome of a chat: whether the reply is complete.
@@ -182,15 +187,25 @@ public:
     explicit conversation(std::string msgs_json = "[]") : json_(std::move(msgs_json)) {}
 
     /// Adds a message; see gptalk_push().
-    conversation &push(const std::string &role, const std::string &content)
+    conversation &push(const std::string &role, const std::string &content) &
     {
-        return pushed(role.c_str(), content);
+        return pushed(detail::c_str(role), content);
+    }
+    /// The same for a temporary, which is moved out.
+    conversation push(const std::string &role, const std::string &content) &&
+    {
+        return std::move(push(role, content));
     }
     /// Adds a whole message in JSON, such as get("message").
-    conversation &push(const std::string &message_json) { return pushed(nullptr, message_json); }
+    conversation &push(const std::string &message_json) & { return pushed(nullptr, message_json); }
+    /// The same for a temporary, which is moved out.
+    conversation push(const std::string &message_json) && { return std::move(push(message_json)); }
 
+    // By value: a reference would bind to a temporary's, too, and outlive it.
     /// The array in JSON.
-    operator const std::string &() const noexcept { return json_; }
+    operator std::string() const & { return json_; }
+    /// The array in JSON, moved out.
+    operator std::string() && noexcept { return std::move(json_); }
 
 private:
     conversation &pushed(const char *role, const std::string &content)
@@ -290,7 +305,7 @@ private:
 class client {
 public:
     client() : core_(std::make_shared<detail::core>()) {}
-    /// With options, as set() takes them.
+    /// With options, as set() takes them; here a value is never NULL.
     client(std::initializer_list<std::pair<std::string, std::string>> options) : client()
     {
         for (const auto &[key, value] : options)
@@ -307,9 +322,11 @@ public:
     /// Sets an option, or unsets it: std::nullopt.
     void set(const std::string &key, const std::optional<std::string> &value)
     {
-        detail::set(held()->handle, key, value);
+        set(key, value ? detail::c_str(*value) : nullptr);
     }
-    void set(const std::string &key, std::nullptr_t) = delete; // which a 0 would be
+    /// The same; NULL unsets it, which std::getenv() may return.
+    void set(const std::string &key, const char *value) { detail::set(held()->handle, key, value); }
+    void set(const std::string &key, std::nullptr_t) = delete; // so that a 0 is no value
 
     /// Sets a channel's callback, which the client keeps until it is replaced or removed.
     template <class F> void on(const std::string &channel, F callback)
@@ -344,7 +361,7 @@ public:
     /// About the last chat; none: not known, or not reported.
     std::optional<std::string> get(const std::string &key) const { return detail::get(held()->handle, key); }
     /// -1: not known, or not reported.
-    std::int64_t get_int(const std::string &key) const { return gptalk_get_int(held()->handle, key.c_str()); }
+    std::int64_t get_int(const std::string &key) const { return detail::get_int(held()->handle, key); }
 
 private:
     explicit client(std::shared_ptr<detail::core> core) : core_(std::move(core)) {}
@@ -353,7 +370,7 @@ private:
     {
         const auto core = held();
         detail::channel &place = core->channels[channel];
-        detail::accepted(core->handle, gptalk_on(core->handle, channel.c_str(), on_channel, &place));
+        detail::accepted(core->handle, gptalk_on(core->handle, detail::c_str(channel), on_channel, &place));
         std::swap(place, next);
     }
 
@@ -377,16 +394,18 @@ template <class F> bool chat(const std::string &msgs_json, F &&callback)
 }
 /// The same, without a callback: the reply is at get("text").
 inline bool chat(const std::string &msgs_json) { return chat(msgs_json, [](std::string_view) {}); }
-/// Sets an option of the process's defaults, or unsets it: std::nullopt.
+/// Sets an option of the process's defaults, or unsets it: NULL.
+inline void set(const std::string &key, const char *value) { detail::set(nullptr, key, value); }
+/// The same; std::nullopt unsets it.
 inline void set(const std::string &key, const std::optional<std::string> &value)
 {
-    detail::set(nullptr, key, value);
+    set(key, value ? detail::c_str(*value) : nullptr);
 }
 void set(const std::string &key, std::nullptr_t) = delete;
 /// About this thread's last one-liner; see client::get().
 inline std::optional<std::string> get(const std::string &key) { return detail::get(nullptr, key); }
 /// About this thread's last one-liner; -1: not known, or not reported.
-inline std::int64_t get_int(const std::string &key) { return gptalk_get_int(nullptr, key.c_str()); }
+inline std::int64_t get_int(const std::string &key) { return detail::get_int(nullptr, key); }
 /// Cancels the one-liners' chats, on all threads. Whether there was one.
 inline bool cancel() noexcept { return gptalk_cancel(nullptr) != 0; }
 

@@ -360,7 +360,7 @@ fn the_header_compiles_everywhere_without_a_warning() {
 
 #[test]
 fn mistakes_do_not_compile() {
-    const MISTAKES: [(&str, &str); 9] = [
+    const MISTAKES: [(&str, &str); 11] = [
         (
             "client.chat(\"[]\", [](std::string_view) { return 0; });",
             "returns nothing, or a bool",
@@ -378,9 +378,14 @@ fn mistakes_do_not_compile() {
             "gptalk::chat(\"[]\", [](std::string_view) { return \"\"; });",
             "returns nothing, or a bool",
         ),
-        ("client.set(\"retries\", 0);", "deleted"),
+        ("client.set(\"retries\", 0);", "ambiguous"),
         ("client.set(\"header\", nullptr);", "deleted"),
-        ("gptalk::set(\"retries\", 0);", "deleted"),
+        ("gptalk::set(\"retries\", 0);", "ambiguous"),
+        ("gptalk::set(\"header\", nullptr);", "deleted"),
+        (
+            "gptalk::conversation &talk = gptalk::conversation().push(\"user\", \"Hi\");",
+            "bind",
+        ),
         ("gptalk::client copy = client;", "deleted"),
     ];
     for (name, standards) in compilers() {

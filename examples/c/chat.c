@@ -24,6 +24,7 @@
 #include "gptalk.h"
 
 static gptalk_client *client;
+static int write_error; /* errno, where stdout could not be written, as on a full disk */
 
 static void stop(int sig)
 {
@@ -35,19 +36,25 @@ static void stop(int sig)
 static int on_text(const char *text, size_t len, void *userdata)
 {
     FILE *out = userdata;
-    /* Where it cannot be written, as on a full disk, cancel. */
-    return fwrite(text, 1, len, out) != len || fflush(out) != 0;
+    if (fwrite(text, 1, len, out) == len && fflush(out) == 0)
+        return 0;
+    write_error = errno;
+    return 1; /* cancels the chat */
 }
 
 /* Sends a conversation and prints the reply as it comes. Stopped by hand counts as well. */
 static gptalk_status ask(const char *msgs_json)
 {
     gptalk_status status = gptalk_client_chat(client, msgs_json, on_text, stdout);
-    putchar('\n');
+    on_text("\n", 1, stdout);
     if (status == GPTALK_CANCELLED)
-        return GPTALK_OK;
+        status = GPTALK_OK;
     if (status != GPTALK_OK)
         fprintf(stderr, "chat: %s (%s)\n", gptalk_get(client, "error"), gptalk_status_name(status));
+    if (write_error != 0) {
+        fprintf(stderr, "chat: stdout: %s\n", strerror(write_error));
+        exit(1);
+    }
     return status;
 }
 
@@ -132,6 +139,8 @@ int main(int argc, char **argv)
         free(msgs);
     } else if (argc == 2 && strncmp(argv[1], "--", 2) != 0) {
         char *msgs = gptalk_push(NULL, "user", argv[1]);
+        if (msgs == NULL)
+            fputs("chat: this text is not UTF-8\n", stderr);
         status = msgs != NULL ? ask(msgs) : GPTALK_MISUSE;
         gptalk_free(msgs);
     } else {

@@ -108,7 +108,8 @@ int main(int argc, char **argv)
         auto reply = client.stream(gptalk::conversation().push("user", argv[1]));
         const stop_button button(client);
         for (std::string_view piece : reply) {
-            std::cout << piece << std::flush;
+            if (!(std::cout << piece << std::flush))
+                break; // as on a full disk: see below
             printed = true;
         }
         if (reply.finish()) {
@@ -123,6 +124,10 @@ int main(int argc, char **argv)
     }
     if (printed || code == 0)
         std::cout << std::endl;
+    if (!std::cout) {
+        end = "error: stdout cannot be written";
+        code = 1;
+    }
     std::cerr << end << '\n';
     return code;
 }

@@ -45,8 +45,9 @@ type Message struct {
 // A Client does one chat at a time. What it tells of the chat does not depend on the thread, so
 // that goroutines may be moved from one to another.
 type Client struct {
-	c  *C.gptalk_client // nil once closed
-	mu sync.Mutex       // held by a chat
+	c    *C.gptalk_client // nil once closed; written with both locked
+	chat sync.Mutex       // held by a chat
+	call sync.Mutex       // held by a call, until what it gave is copied; not while each runs
 }
 
 // NewClient gives a client, which is to be closed.
@@ -54,8 +55,10 @@ func NewClient() *Client { return &Client{c: C.gptalk_client_new()} }
 
 // Close releases the client. It waits for a chat that runs: cancel its context before.
 func (client *Client) Close() {
-	client.mu.Lock()
-	defer client.mu.Unlock()
+	client.chat.Lock()
+	defer client.chat.Unlock()
+	client.call.Lock()
+	defer client.call.Unlock()
 	C.gptalk_client_free(client.c)
 	client.c = nil
 }
@@ -73,8 +76,8 @@ func (client *Client) Chat(ctx context.Context, messages []Message, each func(pi
 	list := C.CString(string(text))
 	defer C.free(unsafe.Pointer(list))
 
-	client.mu.Lock()
-	defer client.mu.Unlock()
+	client.chat.Lock()
+	defer client.chat.Unlock()
 	if client.c == nil {
 		return &Error{C.GPTALK_MISUSE, "the client is closed"}
 	}
@@ -96,12 +99,11 @@ func (client *Client) Chat(ctx context.Context, messages []Message, each func(pi
 	}()
 
 	for {
-		var length C.size_t
-		piece := C.gptalk_next(client.c, &length)
-		if piece == nil {
+		piece, ok := client.next()
+		if !ok {
 			break
 		}
-		if err := each(C.GoStringN(piece, C.int(length))); err != nil {
+		if err := each(piece); err != nil {
 			return err
 		}
 	}
@@ -112,10 +114,25 @@ func (client *Client) Chat(ctx context.Context, messages []Message, each func(pi
 	return client.failure(status)
 }
 
-// Number tells of the last chat, such as its "prompt_tokens"; -1: not known.
+// next gives the next piece of the reply, where there is one.
+func (client *Client) next() (string, bool) {
+	client.call.Lock()
+	defer client.call.Unlock()
+	var length C.size_t
+	piece := C.gptalk_next(client.c, &length)
+	return C.GoStringN(piece, C.int(length)), piece != nil
+}
+
+// Number tells of the last chat, such as its "prompt_tokens"; -1: not known. Beside a chat that
+// runs, it waits for the next piece; inside each it does not.
 func (client *Client) Number(key string) int64 {
 	name := C.CString(key)
 	defer C.free(unsafe.Pointer(name))
+	client.call.Lock()
+	defer client.call.Unlock()
+	if client.c == nil {
+		return -1
+	}
 	return int64(C.gptalk_get_int(client.c, name))
 }
 
@@ -125,6 +142,8 @@ func (client *Client) failure(status C.gptalk_status) error {
 	}
 	key := C.CString("error")
 	defer C.free(unsafe.Pointer(key))
+	client.call.Lock()
+	defer client.call.Unlock()
 	return &Error{int(status), C.GoString(C.gptalk_get(client.c, key))}
 }
 

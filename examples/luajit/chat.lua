@@ -71,6 +71,9 @@ jit.off(next_piece) -- compiled code may not call what calls back
 function Client:chat(messages)
   local json
   for _, message in ipairs(messages) do
+    if tostring(message.content):find("\0", 1, true) then
+      fail("a message holds a NUL, where a C string ends", MISUSE)
+    end
     json = ffi.gc(lib.gptalk_push(json, message.role, message.content), lib.gptalk_free)
     if json == nil then fail("a message is not UTF-8", MISUSE) end
   end
@@ -92,6 +95,12 @@ function Client:close()
   self.handle = nil -- the library refuses NULL, but not what was freed
 end
 
+local function print_text(text)
+  local ok, reason = io.write(text)
+  if ok then ok, reason = io.flush() end
+  if not ok then error("stdout: " .. reason, 0) end -- as on a full disk
+end
+
 local function main(prompt, more)
   if not prompt or more then
     io.stderr:write("usage: chat.lua PROMPT\n")
@@ -101,16 +110,16 @@ local function main(prompt, more)
   local ok, err = pcall(function()
     local client = Client.new()
     for piece in client:chat({ { role = "user", content = prompt } }) do
-      io.write(piece)
-      io.flush()
+      print_text(piece)
       printed = true
     end
     local tokens = { client:get_int("prompt_tokens"), client:get_int("completion_tokens") }
     line = math.min(unpack(tokens)) < 0 and "usage: not reported"
       or ("usage: %d prompt + %d completion tokens"):format(unpack(tokens))
     client:close()
+    print_text("\n")
   end)
-  if printed or ok then io.write("\n") io.flush() end
+  if printed and not ok then pcall(print_text, "\n") end
   local cancelled = not ok and tostring(err):find("interrupted!", 1, true)
   io.stderr:write(ok and line or cancelled and "cancelled" or "error: " .. tostring(err), "\n")
   return ok and 0 or cancelled and 130 or 1

@@ -5,6 +5,8 @@
 //
 // GPTALK_BASE_URL and the like say which service. Ctrl-C stops the reply.
 
+import { existsSync, realpathSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import koffi from 'koffi';
 
@@ -44,7 +46,8 @@ export class Client {
 
   constructor(options = {}) {
     for (const [key, value] of Object.entries(options)) {
-      this.#check(gptalk.set(this.#client, key, String(value)));
+      const text = value == null ? null : String(value); // NULL unsets it
+      this.#check(gptalk.set(this.#client, key, text));
     }
   }
 
@@ -106,7 +109,7 @@ async function main(args) {
     return 2;
   }
   const client = new Client();
-  process.on('SIGINT', () => client.cancel());
+  process.once('SIGINT', () => client.cancel()); // another one ends the program, whatever it waits for
   process.stdout.on('error', () => process.exit(1)); // the reader has left: `chat.mjs ... | head`
   let printed = false;
   let code = 0;
@@ -134,4 +137,8 @@ async function main(args) {
   return code;
 }
 
-process.exitCode = await main(process.argv.slice(2));
+const [, program = '', ...args] = process.argv;
+// Where it is the program, not imported by one.
+if (existsSync(program) && realpathSync(program) === fileURLToPath(import.meta.url)) {
+  process.exitCode = await main(args);
+}

@@ -67,7 +67,10 @@ class Client:
     def __init__(self, **options):
         self._client = _lib.gptalk_client_new()
         for key, value in options.items():
-            self._check(_lib.gptalk_set(self._client, key.encode(), str(value).encode()))
+            text = None if value is None else str(value).encode()  # None unsets it
+            if text and b"\0" in text:
+                raise ValueError(f"{key} holds a NUL, where a C string ends")
+            self._check(_lib.gptalk_set(self._client, key.encode(), text))
 
     def chat(self, messages):
         """Yields the reply, piece by piece. Leaving the loop ends the chat."""

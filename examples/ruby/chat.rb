@@ -49,7 +49,7 @@ module GPTalk
       @length = Fiddle::Pointer.malloc(Fiddle::SIZEOF_SIZE_T, Fiddle::RUBY_FREE)
       @client = C.gptalk_client_new
       @client.free = C["gptalk_client_free"] # where close() is forgotten, the garbage collector does it
-      options.each { |key, value| check C.gptalk_set(@client, key.to_s, value.to_s) }
+      options.each { |key, value| check C.gptalk_set(@client, key.to_s, value&.to_s) } # nil unsets it
     end
 
     # Yields the reply piece by piece; leaving the block ends the chat. Without one: an Enumerator.

@@ -696,6 +696,7 @@ void gone_in_callback(char **args)
 void options(char **args)
 {
     const std::string url = args[0];
+    gptalk::set("base_url", "127.0.0.1:1");
     client client{{"base_url", url}, {"header", "X-Who: me"}, {"temperature", "0.5"}};
     check_chats(client, SAID_HI);
     client.set("header", std::nullopt);
@@ -703,10 +704,23 @@ void options(char **args)
     client.set("model", std::string("a-model"));
     check_chats(client, SAID_HI);
 
+    // What C calls no value unsets it, too.
+    const char *no_value = std::getenv("NO_SUCH_VARIABLE");
+    client.set("retries", "0");
+    client.set("base_url", no_value);
+    thrown(GPTALK_NETWORK, [&] { client.chat(HI); }); // of the process's default
+    client.set("base_url", url.c_str());
+    gptalk::set("base_url", no_value);
+
     // What cannot be used leaves nothing behind.
     thrown(GPTALK_MISUSE, [&] { gptalk::client{{"base_url", url}, {"retries", "many"}}; });
     const auto nul = thrown(GPTALK_MISUSE, [&] { client.set("model", std::string("a\0b", 3)); });
     CHECK(strstr(nul.what(), "NUL") != nullptr);
+    const std::string key("model\0x", 7);
+    thrown(GPTALK_MISUSE, [&] { client.set(key, "x"); });
+    thrown(GPTALK_MISUSE, [&] { client.get(key); });
+    thrown(GPTALK_MISUSE, [&] { client.get_int(std::string("pieces\0x", 8)); });
+    thrown(GPTALK_MISUSE, [&] { client.on(std::string("log\0x", 5), hear_piece); });
     check_chats(client, SAID_HI);
 }
 
@@ -735,18 +749,31 @@ void conversations(char **args)
     talk.push(client.get("message").value()).push("user", "Привет 🙂\n");
     CHECK(client.chat(talk));
 
-    const std::string &json = talk;
-    conversation restored(json);
+    const std::string before = talk;
+    conversation restored(before);
     CHECK(client.chat(restored.push(client.get("message").value())));
 
     // What cannot be pushed leaves the conversation as it was.
-    const std::string before = json;
     thrown(GPTALK_MISUSE, [&] { talk.push("user", "\xff"); });
     thrown(GPTALK_MISUSE, [&] { talk.push("user", std::string("a\0b", 3)); });
     thrown(GPTALK_MISUSE, [&] { talk.push("no message"); });
-    CHECK_STRING(json, before.c_str());
+    CHECK_STRING(talk, before.c_str());
     thrown(GPTALK_MISUSE, [&] { conversation("no list").push("user", "Hi"); });
     CHECK_STRING(std::string(conversation()), "[]");
+
+    // What came of a temporary lives on.
+    const std::string &text = conversation().push("user", "Hi");
+    const std::string &of_message = conversation().push(R"({"role":"user","content":"Hi"})");
+    auto &&moved = conversation().push("user", "Hi");
+    const conversation kept = conversation().push("user", "Hi");
+    CHECK_STRING(text, HI);
+    CHECK_STRING(of_message, HI);
+    CHECK_STRING(moved, HI);
+    CHECK_STRING(kept, HI);
+    std::string assigned;
+    assigned = conversation().push("user", "Hi");
+    CHECK_STRING(assigned, HI);
+    CHECK(client.chat(kept) && client.chat(conversation().push("user", "Hi")));
 
     conversation tools(R"([{"role":"assistant","tool_calls":[{"id":"call_a","function":{"name":"f"}}]}])");
     const std::string &with_result = tools.push("tool", "18 °C");
