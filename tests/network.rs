@@ -1,6 +1,8 @@
 //! The way to a service and back: refused, blackholed, reset, silent, dripping. What a user sees
 //! of it, when, and what is tried again.
 
+mod programs;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::process::{Command, Output};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event};
 use gptalk_service::{Endpoint, Peer, Service};
+use programs::left_out;
 use socket2::{Domain, Socket, Type};
 
 /// How late a time limit may be noticed, and how slow a machine may be that runs other tests too.
@@ -231,14 +234,13 @@ fn of_several_addresses_a_dead_one_is_passed_over() {
             hosts.display()
         );
         let wrapper = ["unshare", "-rm", "sh", "-c", &mount, "sh"];
-        let possible = Command::new("unshare").args(["-rm", "true"]).status();
-        if possible.is_ok_and(|status| status.success()) {
+        if programs::works(Command::new("unshare").args(["-rm", "true"])) {
             let test = "of_several_addresses_a_dead_one_is_passed_over";
             let output = in_child(&wrapper, test, "");
             fs::remove_file(&hosts).unwrap();
             passed(&output);
         } else {
-            eprintln!("skipped: localhost has one address, and namespaces are not to be had");
+            left_out("several addresses: localhost has one, and namespaces are not to be had");
         }
         return;
     }

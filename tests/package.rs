@@ -162,7 +162,7 @@ fn cmake_finds_the_package() {
 
 /// Before 1.0, a minor version is an ABI.
 #[test]
-fn cmake_refuses_the_versions_of_another_abi() {
+fn cmake_refuses_the_versions_of_another_abi_and_what_is_not_there() {
     let Some(prefix) = Prefix::get() else { return };
     if !has("cmake") {
         return;
@@ -176,6 +176,10 @@ fn cmake_refuses_the_versions_of_another_abi() {
         ("0.1.0 EXACT", true),
         ("0.1.99", false),
         ("0.2", false),
+        ("0.1...<0.2", true),
+        ("0.0.1...0.0.9", false),
+        ("COMPONENTS gptalk gptalk_static", true),
+        ("COMPONENTS gptalk_dynamic", false),
         ("0.0.1", false),
         ("1.0", false),
     ] {

@@ -2,8 +2,16 @@
 #
 #   gptalk::gptalk          the shared library
 #   gptalk::gptalk_static   the static one, with the system's libraries that it needs
+#
+# Each is a component, too: find_package(gptalk REQUIRED COMPONENTS gptalk_static).
 
 include("${CMAKE_CURRENT_LIST_DIR}/gptalk-pc.cmake")
+
+if(NOT _gptalk_pc)
+  set(gptalk_FOUND FALSE)
+  set(gptalk_NOT_FOUND_MESSAGE "there is no gptalk.pc below ${_gptalk_prefix}/lib")
+  return()
+endif()
 
 set(_gptalk_shared "${_gptalk_libdir}/${CMAKE_SHARED_LIBRARY_PREFIX}gptalk${CMAKE_SHARED_LIBRARY_SUFFIX}")
 if(EXISTS "${_gptalk_shared}" AND NOT TARGET gptalk::gptalk)
@@ -26,3 +34,12 @@ if(NOT TARGET gptalk::gptalk AND NOT TARGET gptalk::gptalk_static)
   set(gptalk_FOUND FALSE)
   set(gptalk_NOT_FOUND_MESSAGE "there is no gptalk library in ${_gptalk_libdir}")
 endif()
+
+foreach(_gptalk_component IN LISTS gptalk_FIND_COMPONENTS)
+  if(TARGET "gptalk::${_gptalk_component}")
+    set(gptalk_${_gptalk_component}_FOUND TRUE)
+  elseif(gptalk_FIND_REQUIRED_${_gptalk_component})
+    set(gptalk_FOUND FALSE)
+    set(gptalk_NOT_FOUND_MESSAGE "there is no gptalk::${_gptalk_component} in ${_gptalk_libdir}")
+  endif()
+endforeach()
