@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::fork_count;
 
@@ -26,57 +26,97 @@ impl fmt::Debug for CancelHandle {
     }
 }
 
-/// How many chats run (the low half), and how often they were cancelled (the high half): in one
-/// atomic, so that a cancel and the end of a chat have one order.
+/// How many chats run in this process, and how often they were cancelled: in one atomic, so that a
+/// cancel and the end of a chat have one order.
 #[derive(Default)]
-pub(crate) struct Gate {
-    state: AtomicU64,
+pub(crate) struct Gate(AtomicU64);
+
+/// What a gate holds.
+#[derive(Clone, Copy)]
+struct State {
     /// The process that counts, by its forks: the parent's chats do not run in the child.
-    forks: AtomicU32,
+    forks: u16,
+    /// 24 bits.
+    cancels: u32,
+    /// 24 bits.
+    chats: u32,
 }
 
-const ONE_CANCEL: u64 = 1 << 32;
+const MASK: u32 = (1 << 24) - 1;
 
-fn chats(state: u64) -> u64 {
-    state % ONE_CANCEL
-}
+impl State {
+    fn pack(self) -> u64 {
+        u64::from(self.forks) << 48 | u64::from(self.cancels & MASK) << 24 | u64::from(self.chats)
+    }
 
-fn cancels(state: u64) -> u64 {
-    state / ONE_CANCEL
+    fn unpack(packed: u64) -> State {
+        State {
+            forks: (packed >> 48) as u16,
+            cancels: (packed >> 24) as u32 & MASK,
+            chats: packed as u32 & MASK,
+        }
+    }
+
+    /// As this process sees it.
+    fn here(self) -> State {
+        let forks = fork_count() as u16;
+        match self.forks == forks {
+            true => self,
+            false => State {
+                forks,
+                chats: 0,
+                ..self
+            },
+        }
+    }
 }
 
 impl Gate {
-    /// Lock-free, and so fit for a signal handler.
+    /// The state before the change; `None` where there was none. Lock-free, and so fit for a signal
+    /// handler.
+    fn change(&self, change: impl Fn(State) -> Option<State>) -> Option<State> {
+        let packed = |packed| change(State::unpack(packed).here()).map(State::pack);
+        let before = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, packed);
+        before.ok().map(|before| State::unpack(before).here())
+    }
+
     pub fn cancel(&self) -> bool {
-        let is_ours = self.forks.load(Ordering::Relaxed) == fork_count();
-        let cancel = |state| (chats(state) > 0).then(|| state.wrapping_add(ONE_CANCEL));
-        let changed = self
-            .state
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cancel);
-        is_ours && changed.is_ok()
+        let cancel = |state: State| State {
+            cancels: state.cancels + 1,
+            ..state
+        };
+        self.change(|state| (state.chats > 0).then(|| cancel(state)))
+            .is_some()
+    }
+
+    /// One chat more, or less. The state before.
+    fn count(&self, chats: i32) -> State {
+        let counted = |state: State| State {
+            chats: state.chats.saturating_add_signed(chats),
+            ..state
+        };
+        let always = |state| Some(counted(state));
+        self.change(always).expect("a change")
     }
 }
 
 /// A chat that runs. Dropping it says that the chat is over.
 pub(crate) struct Running {
     gate: Arc<Gate>,
-    forks: u32,
-    cancels: u64,
+    forks: u16,
+    cancels: u32,
     over: bool,
 }
 
 impl Running {
     pub fn new(gate: Arc<Gate>) -> Running {
-        let forks = fork_count();
-        if gate.forks.swap(forks, Ordering::Relaxed) != forks {
-            // The first chat in the child of a fork.
-            gate.state.fetch_and(!(ONE_CANCEL - 1), Ordering::AcqRel);
-        }
-        let before = gate.state.fetch_add(1, Ordering::AcqRel);
+        let State { forks, cancels, .. } = gate.count(1);
         Running {
             gate,
             forks,
-            cancels: cancels(before),
+            cancels,
             over: false,
         }
     }
@@ -87,18 +127,17 @@ impl Running {
     }
 
     pub fn is_cancelled(&self) -> bool {
-        cancels(self.gate.state.load(Ordering::Acquire)) != self.cancels
+        State::unpack(self.gate.0.load(Ordering::Acquire)).cancels != self.cancels
     }
 
     /// The chat is over: from here on a cancel finds it no more. Whether one came before.
     pub fn end(&mut self) -> bool {
         // A chat that the parent ran is not counted in the child, where it may be dropped.
-        let is_counted = self.forks == self.gate.forks.load(Ordering::Relaxed);
+        let is_counted = self.forks == fork_count() as u16;
         if std::mem::replace(&mut self.over, true) || !is_counted {
             return false;
         }
-        let before = self.gate.state.fetch_sub(1, Ordering::AcqRel);
-        cancels(before) != self.cancels
+        self.gate.count(-1).cancels != self.cancels
     }
 }
 

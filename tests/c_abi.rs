@@ -1021,6 +1021,12 @@ fn the_child_of_a_fork_clones_a_client_that_another_thread_was_using() {
 }
 
 #[test]
+fn a_child_of_a_fork_counts_its_own_chats() {
+    let service = Service::start();
+    process_keeps("first_chats_of_a_child", &[&service.url()]);
+}
+
+#[test]
 fn the_hosts_own_fork_handlers_may_use_the_library() {
     let service = Service::start();
     process_keeps("fork_with_handlers", &[&service.url()]);

@@ -456,6 +456,37 @@ static void fork_and_clone(char **args)
     gptalk_client_free(client);
 }
 
+static void *one_of_the_first(void *barrier)
+{
+    pthread_barrier_wait(barrier);
+    CHECK_STATUS(NULL, gptalk_chat("[]", NULL, NULL), GPTALK_MISUSE);
+    CHECK_STATUS(NULL, gptalk_chat(HI, NULL, NULL), GPTALK_OK);
+    return NULL;
+}
+
+/* A child whose first chats run at once counts them as its own. */
+static void first_chats_of_a_child(char **args)
+{
+    int i, j;
+    CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    for (i = 0; i < 100; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            pthread_barrier_t barrier;
+            pthread_t threads[4];
+            begin_child();
+            pthread_barrier_init(&barrier, NULL, COUNT(threads));
+            for (j = 0; j < (int)COUNT(threads); j++)
+                CHECK_INT(pthread_create(&threads[j], NULL, one_of_the_first, &barrier), 0);
+            for (j = 0; j < (int)COUNT(threads); j++)
+                pthread_join(threads[j], NULL);
+            CHECK_INT(gptalk_cancel(NULL), 0);
+            _exit(0);
+        }
+        check_child(child);
+    }
+}
+
 static void set_at_fork(void)
 {
     CHECK_STATUS(NULL, gptalk_set(NULL, "model", "forked"), GPTALK_OK);
@@ -666,6 +697,7 @@ static const struct promise promises[] = {
     {"fork_at_any_moment", fork_at_any_moment},
     {"fork_while_setting", fork_while_setting},
     {"fork_and_clone", fork_and_clone},
+    {"first_chats_of_a_child", first_chats_of_a_child},
     {"fork_with_handlers", fork_with_handlers},
     {"small_stack", small_stack},
     {"closed_descriptors", closed_descriptors},
