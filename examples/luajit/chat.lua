@@ -110,8 +110,8 @@ local function main(prompt, more)
   local ok, err = pcall(function()
     local client = Client.new()
     for piece in client:chat({ { role = "user", content = prompt } }) do
+      printed = true -- before it is, since Ctrl-C may come in between
       print_text(piece)
-      printed = true
     end
     local tokens = { client:get_int("prompt_tokens"), client:get_int("completion_tokens") }
     line = math.min(unpack(tokens)) < 0 and "usage: not reported"

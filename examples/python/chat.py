@@ -128,9 +128,9 @@ def main():
     with Client() as client:
         try:
             for piece in client.chat([{"role": "user", "content": sys.argv[1]}]):
+                printed = True  # before it is, since Ctrl-C may come in between
                 out.write(piece.encode())
                 out.flush()
-                printed = True
             tokens = client.get_int("prompt_tokens"), client.get_int("completion_tokens")
             line = "usage: not reported"
             if min(tokens) >= 0:

@@ -118,8 +118,8 @@ def main(args)
   printed = false
   begin
     client.chat([{ role: "user", content: prompt }]) do |piece|
+      printed = true # before it is, since Ctrl-C may come in between
       $stdout.write(piece)
-      printed = true
     end
     tokens = %w[prompt_tokens completion_tokens].map { |key| client.get_int(key) }
     code = 0
