@@ -137,7 +137,14 @@ static class Program
 #if __MonoCS__
         // Mono raises Console.CancelKeyPress on a terminal only, and sends escape sequences to it.
         var interrupt = new Mono.Unix.UnixSignal(Mono.Unix.Native.Signum.SIGINT);
-        ThreadStart wait = () => { using (interrupt) interrupt.WaitOne(); cancel.Cancel(); };
+        ThreadStart wait = () =>
+        {
+            // A signal that comes just before the wait does not end it.
+            using (interrupt)
+                while (!interrupt.IsSet)
+                    interrupt.WaitOne(100, false);
+            cancel.Cancel();
+        };
         new Thread(wait) { IsBackground = true }.Start();
 #else
         Console.CancelKeyPress += (sender, e) =>
