@@ -72,14 +72,14 @@ impl State {
 }
 
 impl Gate {
-    /// The state before the change; `None` where there was none. Lock-free, and so fit for a signal
-    /// handler.
-    fn change(&self, change: impl Fn(State) -> Option<State>) -> Option<State> {
+    /// Lock-free, and so fit for a signal handler. The state before the change, or `Err` with it
+    /// where there was none.
+    fn change(&self, change: impl Fn(State) -> Option<State>) -> Result<State, State> {
         let packed = |packed| change(State::unpack(packed).here()).map(State::pack);
-        let before = self
-            .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, packed);
-        before.ok().map(|before| State::unpack(before).here())
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, packed)
+            .map(|before| State::unpack(before).here())
+            .map_err(|still| State::unpack(still).here())
     }
 
     pub fn cancel(&self) -> bool {
@@ -88,7 +88,7 @@ impl Gate {
             ..state
         };
         self.change(|state| (state.chats > 0).then(|| cancel(state)))
-            .is_some()
+            .is_ok()
     }
 
     /// One chat more, or less. The state before.
@@ -97,8 +97,8 @@ impl Gate {
             chats: state.chats.saturating_add_signed(chats),
             ..state
         };
-        let always = |state| Some(counted(state));
-        self.change(always).expect("a change")
+        let (Ok(before) | Err(before)) = self.change(|state| Some(counted(state)));
+        before
     }
 }
 

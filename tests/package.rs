@@ -262,6 +262,29 @@ fn every_promised_symbol_is_there_and_no_other() {
 }
 
 #[test]
+fn debians_own_tool_agrees_with_the_list_of_symbols() {
+    let Some(prefix) = Prefix::get() else { return };
+    if !has("dpkg-gensymbols") {
+        return;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gensymbols");
+    fs::create_dir_all(folder.join("debian")).expect("a temporary folder");
+    let control = "Source: gptalk\nMaintainer: nobody <nobody@localhost>\n\n\
+                   Package: libgptalk0.1\nArchitecture: any\nDescription: gptalk\n";
+    fs::write(folder.join("debian/control"), control).expect("a temporary file");
+    let mut gensymbols = Command::new("dpkg-gensymbols");
+    gensymbols
+        .current_dir(&folder)
+        .args(["-plibgptalk0.1", "-v0.1.0", "-c4", "-Onew.symbols"]);
+    gensymbols.arg(format!("-I{ROOT}/tests/abi/libgptalk.symbols"));
+    gensymbols.arg(format!(
+        "-e{}",
+        prefix.library("libgptalk.so.0.1.0").display()
+    ));
+    succeeds(gensymbols);
+}
+
+#[test]
 fn it_runs_with_the_glibc_that_the_readme_states() {
     let Some(prefix) = Prefix::get() else { return };
     let symbols = readelf(&["--dyn-syms"], &prefix.library("libgptalk.so"));
