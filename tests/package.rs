@@ -322,7 +322,9 @@ fn it_is_small() {
 #[test]
 fn it_does_not_tell_where_it_was_built() {
     let Some(prefix) = Prefix::get() else { return };
-    let home = env::var("HOME").unwrap_or_else(|_| "/root".into());
+    // A home of "/" would be found everywhere.
+    let home = env::var("HOME").ok().filter(|home| home.len() > 1);
+    let home = home.unwrap_or_else(|| "/root".into());
     for name in ["libgptalk.so", "libgptalk.a"] {
         let bytes = fs::read(prefix.library(name)).expect(name);
         for path in [ROOT, &home, ".cargo", "/registry/"] {
