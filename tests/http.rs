@@ -1,5 +1,8 @@
 //! HTTP as services and what stands before them speak it, in order and out of it.
 
+mod observer;
+mod programs;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -7,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
+use observer::{Fault, hold};
+use serde_json::json;
 
 /// How late a time limit may be noticed, and how slow a machine may be that runs other tests too.
 const LATE: Duration = Duration::from_millis(250 + 750);
@@ -17,51 +22,67 @@ const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 const HELLO: &str = "data: {\"content\": \"Hello\"}\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 
+/// How long a chat waits for a service that stalls where it should not have to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A client whose logins no other test shares: a port may come back, an `app_id` does not.
 fn builder(service: &Service) -> ClientBuilder {
     static CLIENTS: AtomicU32 = AtomicU32::new(1);
     let app_id = CLIENTS.fetch_add(1, Ordering::Relaxed).to_string();
-    let limit = Some(Duration::from_secs(5));
     let client = Client::builder().base_url(&service.url()).app_id(&app_id);
     client
         .retries(0)
-        .response_timeout(limit)
-        .idle_timeout(limit)
+        .response_timeout(Some(PATIENCE))
+        .idle_timeout(Some(PATIENCE))
 }
 
-/// A service whose first answer at an endpoint is these bytes, and then that end.
-fn service(endpoint: Endpoint, raw: impl AsRef<[u8]>, end: fn(&mut Peer)) -> Service {
+/// A service whose answer at an endpoint is these bytes, and then that end, while the fault is on.
+fn service(endpoint: Endpoint, raw: impl AsRef<[u8]>, end: fn(&mut Peer)) -> (Service, Fault) {
     let raw = raw.as_ref().to_vec();
-    let answer_once = move |request: &_, peer: &mut Peer| match peer.nth() {
-        0 => {
-            peer.send(&raw);
-            end(peer);
-        }
-        _ => peer.normal(request),
+    let fault = Fault::default();
+    fault.turn(true);
+    let answer = move |peer: &mut Peer| {
+        peer.send(&raw);
+        end(peer);
     };
-    Service::builder().on(endpoint, answer_once).start()
+    let service = match endpoint {
+        // Each chat logs in.
+        Endpoint::Login => Service::builder().login_data(json!({"expires_at": 1})),
+        _ => Service::builder(),
+    };
+    (fault.at(service, endpoint, answer).start(), fault)
 }
 
 /// What follows a raw answer: the next request on the same connection.
 fn stay(_: &mut Peer) {}
 
 /// A chat that gets this raw answer, and one more, which is answered as it should be; and whether
-/// the connection served both.
+/// the connection served both. The answer is held to what holds for every one.
 #[track_caller]
 fn chat(
     endpoint: Endpoint,
     raw: impl AsRef<[u8]>,
     end: fn(&mut Peer),
 ) -> (Result<Reply, Error>, bool) {
-    let service = service(endpoint, raw, end);
+    let (service, fault) = service(endpoint, raw, end);
     let client = builder(&service).build().unwrap();
     let result = client.complete("Hi");
+    fault.turn(false);
     let next = client
         .complete("Hi there")
         .expect("the client works for the next chat");
     assert_eq!(next.text, "You said: Hi there");
+    let reused = service.connections() == 1;
+    let patience = &PATIENCE.as_millis().to_string();
+    let options = [
+        ("base_url", &*service.url()),
+        ("retries", "0"),
+        ("response_timeout_ms", patience),
+        ("idle_timeout_ms", patience),
+    ];
+    hold(&options, PATIENCE, |on| fault.turn(on)).agrees(&result);
     assert_eq!(service.refusals(), Vec::<String>::new());
-    (result, service.connections() == 1)
+    (result, reused)
 }
 
 /// The stream that is answered so is the reply "Hello"; and whether the connection is reused.
@@ -144,7 +165,7 @@ fn a_header_in_drops_ends_at_the_response_timeout() {
         },
     ];
     for drops in drops {
-        let service = service(Endpoint::Stream, "HTTP/1.1 103 Hints\r\nx: ", drops);
+        let (service, _) = service(Endpoint::Stream, "HTTP/1.1 103 Hints\r\nx: ", drops);
         let limit = Duration::from_millis(400);
         let client = builder(&service)
             .response_timeout(Some(limit))
@@ -639,7 +660,7 @@ fn a_byte_order_mark_before_a_json_answer_is_nothing() {
     for endpoint in [Endpoint::Login, Endpoint::Text] {
         let raw = sized(OK, "\u{feff}{\"data\": {\"token\": \"t\"}}");
         // The service does not know that token: what fails, fails later.
-        let service = service(endpoint, raw, stay);
+        let (service, _) = service(endpoint, raw, stay);
         let error = builder(&service)
             .build()
             .unwrap()

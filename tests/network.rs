@@ -1,8 +1,10 @@
 //! The way to a service and back: refused, blackholed, reset, silent, dripping. What a user sees
 //! of it, when, and what is tried again.
 
+mod observer;
 mod programs;
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::process::{Command, Output};
@@ -13,7 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event};
 use gptalk_service::{Endpoint, Peer, Service};
+use observer::{Fault, Seen, hold, hold_until_cured};
 use programs::left_out;
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 /// How late a time limit may be noticed, and how slow a machine may be that runs other tests too.
@@ -83,6 +87,22 @@ fn fails_after_hello(service: &Service, client: &Client, kind: ErrorKind) -> Err
     assert!(!error.is_retryable(), "text was delivered");
     assert!(service.wait_until(|s| s.open_connections() == 0));
     error
+}
+
+/// What a chat comes to, once the fault is on, is what holds for every chat.
+#[track_caller]
+fn held(service: &Service, options: &[(&str, &str)], deadline: Duration, fault: &Fault) -> Seen {
+    let url = service.url();
+    let all = [&[("base_url", &*url), ("retries", "0")], options].concat();
+    hold(&all, deadline, |on| fault.turn(on))
+}
+
+/// As [`held`], of a chat that fails at once.
+#[track_caller]
+fn held_to(kind: ErrorKind, service: &Service, options: &[(&str, &str)], fault: &Fault) -> Seen {
+    let seen = held(service, options, Duration::ZERO, fault);
+    assert_eq!(seen.status, kind.name(), "{seen:?}");
+    seen
 }
 
 #[track_caller]
@@ -179,6 +199,16 @@ fn a_refused_connection_names_host_and_port() {
     );
     assert!(error.is_retryable());
     assert_eq!(error.reply().unwrap().attempts, 1);
+
+    let service = RefCell::new(None);
+    let options = [
+        ("base_url", &*format!("http://127.0.0.1:{port}")),
+        ("retries", "0"),
+    ];
+    let seen = hold(&options, Duration::ZERO, |down| {
+        service.replace((!down).then(|| Service::builder().port(port).start()));
+    });
+    seen.agrees(&Err(error));
 }
 
 #[test]
@@ -190,6 +220,13 @@ fn an_unknown_host_is_named_and_has_the_code_dns() {
         error.to_string().contains("no-such-host.invalid"),
         "{error}"
     );
+    let service = Service::start();
+    let unknown = [
+        ("base_url", "http://no-such-host.invalid:8080"),
+        ("retries", "0"),
+    ];
+    let cure = [("base_url", &*service.url())];
+    hold_until_cured(&unknown, LONG, |_| (), &cure).agrees(&Err(error));
 }
 
 #[test]
@@ -204,6 +241,15 @@ fn a_blackholed_connect_ends_at_its_time_limit() {
     let error = fails(&client, ErrorKind::Timeout);
     took(limit, started);
     assert_eq!(error.code(), Some("connect_timeout"));
+
+    let service = Service::start();
+    let options = [
+        ("base_url", &*hole.url()),
+        ("connect_timeout_ms", "300"),
+        ("retries", "5"),
+    ];
+    let cure = [("base_url", &*service.url())];
+    hold_until_cured(&options, limit, |_| (), &cure).agrees(&Err(error));
 }
 
 #[test]
@@ -254,6 +300,9 @@ fn of_several_addresses_a_dead_one_is_passed_over() {
         .unwrap();
     works(&client); // ::1 is silent
     assert_eq!(hole.port, service.port());
+    let options = [("base_url", &*url), ("connect_timeout_ms", "1000")];
+    let seen = hold(&options, Duration::from_secs(1), |_| ());
+    assert_eq!(seen.status, "ok", "{seen:?}");
 }
 
 // A connection that ends.
@@ -278,6 +327,14 @@ fn a_submission_that_may_have_been_accepted_is_not_sent_again() {
             "the text went over a connection of its own"
         );
         assert_eq!(service.count(Endpoint::Text), 1);
+
+        let fault = Fault::default();
+        let service = Service::builder().on(Endpoint::Login, |request, peer| {
+            peer.normal(request);
+            peer.close();
+        });
+        let service = fault.at(service, Endpoint::Text, end).start();
+        held_to(ErrorKind::Network, &service, &[], &fault);
     }
 }
 
@@ -297,6 +354,11 @@ fn a_connection_that_died_while_idle_goes_unnoticed() {
             assert_eq!(service.connections(), chats);
             assert_eq!(service.count(Endpoint::Text), chats);
         }
+        let options = [("base_url", &*service.url()), ("retries", "0")];
+        let seen = hold(&options, Duration::ZERO, |_| {
+            assert!(service.wait_until(|s| s.open_connections() == 0));
+        });
+        assert_eq!((&*seen.status, &*seen.text), ("ok", "You said: Hi"));
     }
 }
 
@@ -323,6 +385,10 @@ fn a_reused_connection_that_dies_under_the_request_is_replaced_once() {
             (5, 3)
         );
         works(&client);
+
+        let fault = Fault::default();
+        let service = fault.at(Service::builder(), Endpoint::Text, end).start();
+        held_to(ErrorKind::Network, &service, &[], &fault);
     }
 }
 
@@ -342,6 +408,15 @@ fn a_reset_in_the_middle_of_a_reply_keeps_its_text() {
         "no retry after the first text"
     );
     works(&client);
+
+    let fault = Fault::default();
+    let service = fault.at(Service::builder(), Endpoint::Stream, |peer| {
+        send_hello(peer);
+        peer.pause(Duration::from_millis(100));
+        peer.reset();
+    });
+    let seen = held_to(ErrorKind::Truncated, &service.start(), &[], &fault);
+    assert_eq!(seen.text, "Hello");
 }
 
 #[test]
@@ -481,6 +556,13 @@ fn a_service_that_never_answers_is_left_at_the_response_timeout() {
         assert_eq!(error.code(), Some("response_timeout"));
         assert!(service.wait_until(|s| s.open_connections() == 0));
         works(&client);
+
+        let fault = Fault::default();
+        let service = Service::builder().login_data(json!({"expires_at": 1}));
+        let service = fault.at(service, endpoint, Peer::stall).start();
+        let options = [("response_timeout_ms", "300")];
+        let seen = held(&service, &options, limit, &fault);
+        assert_eq!(seen.code.as_deref(), Some("response_timeout"), "{seen:?}");
     }
 }
 
@@ -500,6 +582,15 @@ fn silence_in_the_middle_of_a_reply_ends_at_the_idle_timeout() {
     took(limit, started);
     assert_eq!(error.code(), Some("idle_timeout"));
     works(&client);
+
+    let fault = Fault::default();
+    let service = fault.at(Service::builder(), Endpoint::Stream, |peer| {
+        send_hello(peer);
+        peer.stall();
+    });
+    let options = [("idle_timeout_ms", "300")];
+    let seen = held(&service.start(), &options, limit, &fault);
+    assert_eq!((&*seen.status, &*seen.text), ("timeout", "Hello"));
 }
 
 /// Sends that again and again, faster than anybody waits, until the client goes; but not forever.
@@ -529,6 +620,12 @@ fn bytes_that_drip_without_an_event_end_at_the_time_limit_of_the_chat() {
     took(limit, started);
     assert_eq!(error.code(), Some("timeout"));
     works(&client);
+
+    let fault = Fault::default();
+    let service = fault.at(Service::builder(), Endpoint::Stream, drip_comments);
+    let options = [("idle_timeout_ms", "400"), ("timeout_ms", "800")];
+    let seen = held(&service.start(), &options, limit, &fault);
+    assert_eq!((&*seen.status, &*seen.text), ("timeout", "Hello"));
 }
 
 #[test]
@@ -552,6 +649,9 @@ fn one_byte_at_a_time_is_as_good_as_all_at_once() {
         assert_eq!((reply.text.as_str(), reply.pieces), ("Grüße", 1));
     }
     assert_eq!(service.connections(), 1);
+    let options = [("base_url", &*service.url()), ("retries", "0")];
+    let seen = hold(&options, Duration::ZERO, |_| ());
+    assert_eq!((&*seen.status, &*seen.text), ("ok", "Grüße"));
 }
 
 /// A login, after which the service reads no more; and a text that no buffer takes.
@@ -576,6 +676,16 @@ fn a_service_that_stops_reading_is_left_at_the_response_timeout() {
     let error = stream.finish().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     took(limit, started);
+
+    let healthy = Service::start();
+    let options = [
+        ("base_url", &*service.url()),
+        ("response_timeout_ms", "400"),
+        ("retries", "0"),
+        ("prompt", &text.len().to_string()),
+    ];
+    let cure = [("base_url", &*healthy.url()), ("prompt", "2")];
+    hold_until_cured(&options, limit, |_| (), &cure).agrees(&Err(error));
 }
 
 // Retries.

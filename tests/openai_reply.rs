@@ -4,16 +4,18 @@
 //!
 //! Every scripted body is played at once, byte by byte, and in between, and must mean the same.
 
+mod observer;
+mod programs;
+
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gptalk::{
-    Client, ClientBuilder, Conversation, Error, ErrorKind, Event, Message, Protocol, Reply,
-};
+use gptalk::{Client, Conversation, Error, ErrorKind, Event, Message, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
+use observer::hold;
 use serde_json::{Value, json};
 
 use Told::{Json, Text, Thought};
@@ -36,6 +38,7 @@ type Script = Box<dyn FnOnce(&mut Peer) + Send>;
 struct Stage {
     service: Service,
     client: Client,
+    options: Vec<(&'static str, String)>,
     /// The next answer; without one, the service's own.
     script: Arc<Mutex<Option<Script>>>,
 }
@@ -60,10 +63,10 @@ struct Outcome {
 
 impl Stage {
     fn new() -> Stage {
-        Stage::with(|client| client)
+        Stage::with(None)
     }
 
-    fn with(options: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Stage {
+    fn with(option: impl IntoIterator<Item = (&'static str, &'static str)>) -> Stage {
         let script = Arc::new(Mutex::new(None::<Script>));
         let next = script.clone();
         let service = Service::builder()
@@ -76,13 +79,24 @@ impl Stage {
                 }
             })
             .start();
-        let client = Client::builder().protocol(Protocol::Openai);
-        let client = client.base_url(&service.url()).idle_timeout(Some(IDLE));
-        let client = client.response_timeout(Some(IDLE));
-        let client = options(client).build().unwrap();
+        let patience = IDLE.as_millis().to_string();
+        let options = [
+            ("protocol", "openai".to_owned()),
+            ("base_url", service.url()),
+            ("idle_timeout_ms", patience.clone()),
+            ("response_timeout_ms", patience),
+        ];
+        let option = option.into_iter();
+        let option = option.map(|(key, value)| (key, value.to_owned()));
+        let options: Vec<_> = options.into_iter().chain(option).collect();
+        let mut client = Client::new();
+        for (key, value) in &options {
+            client.set(key, Some(value)).unwrap();
+        }
         Stage {
             service,
             client,
+            options,
             script,
         }
     }
@@ -153,7 +167,8 @@ impl Stage {
         })
     }
 
-    /// Chats with this body, however it is split: they come to the same.
+    /// Chats with this body, however it is split: they come to the same, and hold to what holds for
+    /// every chat.
     #[track_caller]
     fn play(&self, body: impl AsRef<[u8]>, end: End) -> Outcome {
         let body = body.as_ref();
@@ -164,6 +179,17 @@ impl Stage {
             assert_eq!(split.essence(), whole.essence(), "{size} each: {shown}");
             assert_eq!(split.error(), whole.error(), "{size} each: {shown}");
         }
+        let options = self.options.iter().map(|(key, value)| (*key, &**value));
+        let seen = hold(&options.collect::<Vec<_>>(), IDLE, |on| {
+            let body = body.to_vec();
+            let script: Script = Box::new(move |peer| {
+                peer.sse_head();
+                peer.chunk(body);
+                end(peer);
+            });
+            *self.script.lock().unwrap() = Some(script).filter(|_| on);
+        });
+        seen.is(&whole.of(Text).concat(), whole.error.as_ref());
         whole
     }
 
@@ -843,7 +869,7 @@ fn words_where_an_event_should_be_are_in_the_error_at_once() {
 
 #[test]
 fn words_behind_the_text_are_in_the_error_of_its_end() {
-    let stage = Stage::with(|client| client.idle_timeout(Some(Duration::from_millis(300))));
+    let stage = Stage::with([("idle_timeout_ms", "300")]);
     let ends: [(End, _); 2] = [
         (LAST_CHUNK, ErrorKind::Truncated),
         (Peer::stall, ErrorKind::Timeout),
@@ -865,7 +891,7 @@ fn words_behind_the_text_are_in_the_error_of_its_end() {
 
 #[test]
 fn what_the_service_said_last_is_in_the_error_of_its_silence() {
-    let stage = Stage::with(|client| client.idle_timeout(Some(Duration::from_millis(300))));
+    let stage = Stage::with([("idle_timeout_ms", "300")]);
     let body = content("Hello") + &event(r#"{"message":"overloaded"}"#);
     let outcome = stage.parts([body.as_bytes()], Peer::stall);
     assert!(
@@ -885,7 +911,7 @@ fn what_the_service_said_last_is_in_the_error_of_its_silence() {
 
 #[test]
 fn words_and_then_silence_are_in_the_error_of_the_silence() {
-    let stage = Stage::with(|client| client.idle_timeout(Some(Duration::from_millis(300))));
+    let stage = Stage::with([("idle_timeout_ms", "300")]);
     let table = "no GPU|no GPU\n|no GPU\n\n: ping\n|data: no GPU|{\"error\": \"no GPU";
     for words in table.split('|') {
         let outcome = stage.parts([words.as_bytes()], Peer::stall);
@@ -1660,7 +1686,7 @@ fn the_message_and_the_results_of_its_calls_go_on_with_the_conversation() {
 
 #[test]
 fn the_piece_that_would_pass_the_limit_of_a_reply_is_not_delivered() {
-    let stage = Stage::with(|client| client.max_reply_bytes(40));
+    let stage = Stage::with([("max_reply_bytes", "40")]);
     let (twenty, long) = ("x".repeat(20), "z".repeat(41));
     let of = |member: &str, text: &str| delta(json!({member: text}));
     let call = |text: &str| calls(&json!({"name": "f", "arguments": text}).to_string());

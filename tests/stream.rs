@@ -1,14 +1,18 @@
 //! The stream of a reply: its lines, their ends and splits, its JSON, its characters; and an
 //! independent reading of the protocol to compare with.
 
+mod observer;
+mod programs;
+
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply};
+use gptalk::{Client, Error, ErrorKind, Event, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
+use observer::hold;
 use serde_json::{Value, json};
 
 /// For what is done at once, on a machine that runs other tests too.
@@ -20,12 +24,19 @@ const DONE: &str = "data: [DONE]\n\n";
 type End = fn(&mut Peer);
 const LAST_CHUNK: End = Peer::last_chunk;
 
+/// How long a chat waits for a service that stalls.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The parts of a reply, each a chunk of its own, and its end.
+type Script = (Vec<Vec<u8>>, End);
+
 /// A service and a client, for any number of chats whose replies a test writes byte by byte.
 struct Stage {
     service: Service,
     client: Client,
-    /// The next reply's parts, each a chunk of its own, and its end.
-    next: Arc<Mutex<(Vec<Vec<u8>>, End)>>,
+    options: Vec<(&'static str, String)>,
+    /// The next reply; without one, the service's own.
+    next: Arc<Mutex<Option<Script>>>,
 }
 
 /// What a chat came to.
@@ -36,18 +47,21 @@ struct Outcome {
 
 impl Stage {
     fn new() -> Stage {
-        Stage::with(|client| client)
+        Stage::with(None)
     }
 
-    fn with(options: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Stage {
+    fn with(option: impl IntoIterator<Item = (&'static str, &'static str)>) -> Stage {
         // No other test shares its logins: a port may come back, an `app_id` does not.
         static STAGES: AtomicU32 = AtomicU32::new(1);
-        let app_id = STAGES.fetch_add(1, Ordering::Relaxed).to_string();
-        let next = Arc::new(Mutex::new((Vec::new(), LAST_CHUNK)));
+        let next = Arc::new(Mutex::new(None));
         let script = next.clone();
         let service = Service::builder()
-            .on(Endpoint::Stream, move |_, peer| {
-                let (parts, end): (Vec<Vec<u8>>, End) = script.lock().unwrap().clone();
+            .reply(|_| "Fine".into())
+            .on(Endpoint::Stream, move |request, peer| {
+                let script: Option<Script> = script.lock().unwrap().clone();
+                let Some((parts, end)) = script else {
+                    return peer.normal(request);
+                };
                 peer.sse_head();
                 let part = |part: &Vec<u8>| {
                     [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()
@@ -56,24 +70,31 @@ impl Stage {
                 end(peer);
             })
             .start();
-        let client = Client::builder().base_url(&service.url()).app_id(&app_id);
-        let client = options(client.idle_timeout(Some(Duration::from_secs(5))))
-            .build()
-            .unwrap();
+        let option = option.into_iter();
+        let options = option.map(|(key, value)| (key, value.to_owned())).chain([
+            ("base_url", service.url()),
+            ("app_id", STAGES.fetch_add(1, Ordering::Relaxed).to_string()),
+            ("idle_timeout_ms", PATIENCE.as_millis().to_string()),
+            ("retries", "0".into()),
+        ]);
+        let options: Vec<_> = options.collect();
+        let mut client = Client::new();
+        for (key, value) in &options {
+            client.set(key, Some(value)).unwrap();
+        }
         Stage {
             service,
             client,
+            options,
             next,
         }
     }
 
     /// A chat whose reply arrives in these parts. Whatever it is, these hold.
     #[track_caller]
-    fn play(&self, parts: Vec<Vec<u8>>, end: End) -> Outcome {
-        *self.next.lock().unwrap() = (
-            parts.into_iter().filter(|part| !part.is_empty()).collect(),
-            end,
-        );
+    fn split(&self, parts: Vec<Vec<u8>>, end: End) -> Outcome {
+        let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        *self.next.lock().unwrap() = Some((parts, end));
         let mut pieces = Vec::new();
         let result = self.client.chat("Hi", |piece| {
             pieces.push(piece.to_owned());
@@ -86,6 +107,19 @@ impl Stage {
         if !reply.rewritten {
             assert_eq!(outcome.pieces.concat(), reply.text);
         }
+        outcome
+    }
+
+    /// The same, held to what holds for every chat.
+    #[track_caller]
+    fn play(&self, parts: Vec<Vec<u8>>, end: End) -> Outcome {
+        let outcome = self.split(parts, end);
+        let script = self.next.lock().unwrap().take();
+        let options = self.options.iter().map(|(key, value)| (*key, &**value));
+        let seen = hold(&options.collect::<Vec<_>>(), PATIENCE, |on| {
+            *self.next.lock().unwrap() = script.clone().filter(|_| on);
+        });
+        seen.is(&outcome.pieces.concat(), outcome.result.as_ref().err());
         outcome
     }
 
@@ -152,7 +186,7 @@ fn content(text: &str) -> String {
 
 /// The data of every event of a reply, as it came.
 fn events(stage: &Stage, body: &str) -> Vec<String> {
-    *stage.next.lock().unwrap() = (vec![body.into()], LAST_CHUNK);
+    *stage.next.lock().unwrap() = Some((vec![body.into()], LAST_CHUNK));
     let mut stream = stage.client.stream("Hi").unwrap().with_events();
     let mut events = Vec::new();
     while let Some(event) = stream.next_event() {
@@ -404,7 +438,7 @@ fn it_does_not_matter_where_a_stream_is_split() {
     for at in 0..=bytes.len() {
         let parts = vec![bytes[..at].to_vec(), bytes[at..].to_vec()];
         assert_eq!(
-            stage.play(parts, LAST_CHUNK).pieces,
+            stage.split(parts, LAST_CHUNK).pieces,
             SAMPLE_PIECES,
             "split at {at}"
         );
@@ -412,7 +446,7 @@ fn it_does_not_matter_where_a_stream_is_split() {
     for size in [1, 2, 3, 7] {
         let parts = bytes.chunks(size).map(<[u8]>::to_vec).collect();
         assert_eq!(
-            stage.play(parts, LAST_CHUNK).pieces,
+            stage.split(parts, LAST_CHUNK).pieces,
             SAMPLE_PIECES,
             "{size} bytes at a time"
         );
@@ -706,7 +740,7 @@ fn a_service_may_shrink_and_rewrite_what_it_said() {
 
 #[test]
 fn the_piece_that_would_pass_the_limit_of_a_reply_is_not_delivered() {
-    let stage = Stage::with(|client| client.max_reply_bytes(10));
+    let stage = Stage::with([("max_reply_bytes", "10")]);
     let ten = content("12345") + &content("1234567890");
     assert_eq!(stage.says(&ten, &["12345", "67890"]).text, "1234567890");
     for last in ["1234567890a", "1234567890é", "1234567890ab", "ABCDEFGHIJK"] {
@@ -727,7 +761,7 @@ fn the_piece_that_would_pass_the_limit_of_a_reply_is_not_delivered() {
 
 #[test]
 fn a_piece_over_the_limit_leaves_no_half_character_behind() {
-    let stage = Stage::with(|client| client.max_reply_bytes(10));
+    let stage = Stage::with([("max_reply_bytes", "10")]);
     let outcome = stage.say(
         [
             &content("12345"),
@@ -954,7 +988,7 @@ fn random_streams_are_read_as_an_independent_reader_reads_them() {
                     let mut random = Random(seed * 0x9e37_79b9);
                     let body = random.body();
                     let parts = random.split(&body);
-                    let outcome = stage.play(parts, LAST_CHUNK);
+                    let outcome = stage.split(parts, LAST_CHUNK);
                     let is = (&outcome.pieces, &outcome.reply().text, outcome.kind());
                     let (pieces, text, kind) = slowly(&body);
                     let body = String::from_utf8_lossy(&body);

@@ -5,7 +5,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <dirent.h>
 #include <gptalk.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +67,29 @@ static inline long long now_ms(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* How many entries a folder of /proc/self has. */
+static inline int entries(const char *path)
+{
+    DIR *folder = opendir(path);
+    struct dirent *entry;
+    int count = 0;
+    CHECK(folder != NULL);
+    while ((entry = readdir(folder)) != NULL)
+        count += entry->d_name[0] != '.';
+    closedir(folder);
+    return count;
+}
+
+/* How many bytes of the heap are in use; what malloc keeps for a thread counts, too. */
+static inline size_t heap(void)
+{
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+    return mallinfo2().uordblks;
+#else
+    return 0;
+#endif
 }
 
 /* A client of the service at that URL, which does not retry. */

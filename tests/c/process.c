@@ -1,11 +1,9 @@
 /* What the header promises of the process that the library lives in: process NAME URL... */
 #include "check.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <locale.h>
-#include <malloc.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -13,19 +11,6 @@
 #include <sys/wait.h>
 
 #define COUNT(list) (sizeof list / sizeof list[0])
-
-/* How many entries a folder of /proc/self has. */
-static int entries(const char *path)
-{
-    DIR *folder = opendir(path);
-    struct dirent *entry;
-    int count = 0;
-    CHECK(folder != NULL);
-    while ((entry = readdir(folder)) != NULL)
-        count += entry->d_name[0] != '.';
-    closedir(folder);
-    return count;
-}
 
 static int threads(void)
 {
@@ -584,15 +569,6 @@ static void comma_locale(char **args)
 }
 
 /* ---- nothing grows, nothing leaks ---- */
-
-static size_t heap(void)
-{
-#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
-    return mallinfo2().uordblks;
-#else
-    return 0;
-#endif
-}
 
 /* args: URL, URL of a service that fails */
 static void no_growth(char **args)

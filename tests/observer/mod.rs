@@ -1,0 +1,261 @@
+//! What holds for every chat, whatever the service does, seen from outside: by a program that chats
+//! through the C functions, `tests/c/observer.c`, and whose descriptors, tasks and heap are its own.
+//!
+//! - The text is valid UTF-8, is handed out once, and is what it was meant to be.
+//! - The status and the last error agree with each other, and with what Rust says.
+//! - The call returns within its deadline.
+//! - The client works for the next chat.
+//! - Descriptors, tasks and heap are back where they were.
+//! - Callback and pull come to the same.
+
+// Not every test file needs all of it.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use gptalk::{Error, Reply};
+use gptalk_service::{Builder, Endpoint, Peer};
+
+use crate::programs::{command, compile_shared, compiler};
+
+/// How late a call may return after its deadline, and how slow a machine may be that runs other
+/// tests too.
+const LATE: Duration = Duration::from_millis(250 + 750);
+
+/// How often the heap may grow, round after round: what is learned once, and its room, stay.
+const LESSONS: usize = 10;
+
+/// Something that goes wrong at a service while it is on.
+#[derive(Clone, Default)]
+pub struct Fault(Arc<AtomicBool>);
+
+impl Fault {
+    pub fn turn(&self, on: bool) {
+        self.0.store(on, Ordering::SeqCst);
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// One of the service's endpoints goes wrong.
+    pub fn at(
+        &self,
+        service: Builder,
+        endpoint: Endpoint,
+        handler: impl Fn(&mut Peer) + Send + Sync + 'static,
+    ) -> Builder {
+        let fault = self.clone();
+        service.on(endpoint, move |request, peer| match fault.is_on() {
+            true => handler(peer),
+            false => peer.normal(request),
+        })
+    }
+}
+
+/// What the program saw of a chat.
+#[derive(Debug, PartialEq)]
+pub struct Seen {
+    /// The name of its status.
+    pub status: String,
+    pub text: String,
+    pub error: Option<String>,
+    pub code: Option<String>,
+}
+
+impl Seen {
+    /// Rust says the same.
+    #[track_caller]
+    pub fn agrees(&self, result: &Result<Reply, Error>) {
+        let error = result.as_ref().err();
+        let reply = result.as_ref().map_or_else(Error::reply, Some);
+        self.is(reply.map_or("", |reply| &reply.text), error);
+    }
+
+    /// The same, of what Rust has handed out and said.
+    #[track_caller]
+    pub fn is(&self, text: &str, error: Option<&Error>) {
+        let rewritten = self.code.clone().filter(|code| code == "rewritten");
+        let said = Seen {
+            status: error.map_or("ok", |error| error.kind().name()).to_owned(),
+            text: text.to_owned(),
+            error: error.map(Error::to_string),
+            code: error.and_then(Error::code).map(str::to_owned).or(rewritten),
+        };
+        assert_eq!(*self, said, "C on the left, Rust on the right");
+    }
+}
+
+/// Holds a fault, which is turned on and off, to all that is said above; what was seen of it.
+#[track_caller]
+pub fn hold(options: &[(&str, &str)], deadline: Duration, turn: impl Fn(bool)) -> Seen {
+    hold_until_cured(options, deadline, turn, &[])
+}
+
+/// The same for a fault that the next chat is without because of these options. `prompt` is one,
+/// too: the length of what is said.
+#[track_caller]
+pub fn hold_until_cured(
+    options: &[(&str, &str)],
+    deadline: Duration,
+    turn: impl Fn(bool),
+    cure: &[(&str, &str)],
+) -> Seen {
+    PROGRAM.with_borrow_mut(|program| {
+        let program = program.get_or_insert_with(Program::start);
+        let mut seen: Option<Seen> = None;
+        let mut before = program.free();
+        let first = before;
+        for round in 0.. {
+            program.set(options);
+            turn(true);
+            let (now, took) = program.chat(["chat", "pull"][round % 2]);
+            assert!(took < deadline + LATE, "it took {took:?}: {now:?}");
+            turn(false);
+            program.set(cure);
+            let (next, _) = program.chat("chat");
+            assert_eq!(next.status, "ok", "the next chat, after {now:?}: {next:?}");
+            let before_that = seen.replace(now);
+            if before_that.is_some() {
+                assert_eq!(before_that, seen, "a chat, and the same pulled");
+            }
+            let after = program.free();
+            assert_eq!(
+                (after.descriptors, after.tasks),
+                (first.descriptors, first.tasks),
+                "after {seen:?}"
+            );
+            if round > 0 && after.heap <= before.heap {
+                break;
+            }
+            assert!(round < LESSONS, "the heap grows with each {seen:?}");
+            before = after;
+        }
+        seen.expect("a chat")
+    })
+}
+
+thread_local! {
+    static PROGRAM: RefCell<Option<Program>> = const { RefCell::new(None) };
+}
+
+/// What the process of the program has.
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    descriptors: usize,
+    tasks: usize,
+    heap: usize,
+}
+
+struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start() -> Program {
+        static BUILT: OnceLock<std::path::PathBuf> = OnceLock::new();
+        let path = BUILT.get_or_init(|| {
+            let source = ["-std=c99", "tests/c/observer.c"];
+            compile_shared("observer", compiler("cc", &source))
+        });
+        let mut command = command(path);
+        // What malloc keeps for a thread would count as in use.
+        command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("a child");
+        Program {
+            stdin: child.stdin.take().expect("a pipe"),
+            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
+            child,
+        }
+    }
+
+    fn say(&mut self, words: &str) {
+        if writeln!(self.stdin, "{words}").is_err() {
+            self.has_died();
+        }
+    }
+
+    fn set(&mut self, options: &[(&str, &str)]) {
+        for (key, value) in options {
+            match *key {
+                "prompt" => self.say(&format!("prompt {value}")),
+                _ => self.say(&format!("set {key} {value}")),
+            }
+        }
+    }
+
+    fn chat(&mut self, form: &str) -> (Seen, Duration) {
+        self.say(form);
+        let line = self.line();
+        let mut words = line.split_whitespace();
+        let status = words.next().expect("a status").to_owned();
+        let [took, text, error, code] = words
+            .map(|word| word.parse().expect("a number"))
+            .collect::<Vec<usize>>()[..]
+        else {
+            panic!("{line}");
+        };
+        let seen = Seen {
+            status,
+            text: self.text(text).unwrap_or_default(),
+            error: self.text(error),
+            code: self.text(code),
+        };
+        (seen, Duration::from_millis(took as u64))
+    }
+
+    fn free(&mut self) -> Process {
+        self.say("free");
+        let line = self.line();
+        let words = line.split_whitespace();
+        let [descriptors, tasks, heap] = words
+            .map(|word| word.parse().expect("a number"))
+            .collect::<Vec<usize>>()[..]
+        else {
+            panic!("{line}");
+        };
+        Process {
+            descriptors,
+            tasks,
+            heap,
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        if self.stdout.read_line(&mut line).unwrap_or(0) == 0 {
+            self.has_died();
+        }
+        line
+    }
+
+    fn text(&mut self, length: usize) -> Option<String> {
+        let mut bytes = vec![0; length];
+        if self.stdout.read_exact(&mut bytes).is_err() {
+            self.has_died();
+        }
+        (length > 0).then(|| String::from_utf8(bytes).expect("valid UTF-8"))
+    }
+
+    fn has_died(&mut self) -> ! {
+        let mut words = String::new();
+        let stderr = self.child.stderr.as_mut().expect("a pipe");
+        let _ = stderr.read_to_string(&mut words);
+        panic!("tests/c/observer.c: {}{words}", self.child.wait().unwrap());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
