@@ -2,8 +2,12 @@
 //!
 //! The book of logins is the process's; each service here has a URL, and so an entry, of its own.
 
+mod observer;
+mod programs;
+
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Reply, Stream};
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
+use observer::{Fault, Seen, hold};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -53,6 +57,29 @@ fn fails(client: &Client, kind: ErrorKind) -> Error {
     let error = client.complete("Hi").expect_err("a failure");
     assert_eq!(error.kind(), kind, "{error}");
     error
+}
+
+/// Chats with this service, once it is turned so, come to what holds for every one.
+#[track_caller]
+fn held(service: &Service, turn: impl Fn(bool)) -> Seen {
+    let options = [("base_url", &*service.url()), ("retries", "0")];
+    let seen = hold(&options, Duration::ZERO, turn);
+    assert_eq!(service.refusals(), [""; 0]);
+    seen
+}
+
+/// So does a chat whose login is answered with this.
+#[track_caller]
+fn held_in_login(status: u16, body: String, kind: ErrorKind) {
+    let fault = Fault::default();
+    // Each chat logs in.
+    let service = fresh().login_data(json!({"expires_at": 1}));
+    let service = fault.at(service, Endpoint::Login, move |peer| {
+        peer.respond(status, "application/json", &body)
+    });
+    let seen = held(&service.start(), |on| fault.turn(on));
+    assert_eq!(seen.status, kind.name(), "{seen:?}");
+    assert!(!seen.error.unwrap().contains("SENTINEL"));
 }
 
 fn logins(service: &Service) -> usize {
@@ -110,6 +137,7 @@ fn a_login_serves_five_chats() {
         assert_eq!(logins(&service), n.div_ceil(5), "{n} chats");
         assert_eq!(texts(&service), n);
         assert!(service.refusals().is_empty());
+        assert_eq!(held(&service, |_| ()).status, "ok");
     }
 }
 
@@ -222,6 +250,7 @@ fn expires_at_is_understood_in_every_form() {
             .start();
         chats(&client(&service), 6);
         assert_eq!(logins(&service), expected, "{expires_at}");
+        assert_eq!(held(&service, |_| ()).status, "ok", "{expires_at}");
     }
     let service = fresh().login_data(json!({"more": {}})).start();
     chats(&client(&service), 6);
@@ -244,6 +273,8 @@ fn expires_at_of_another_type_is_not_of_the_protocol() {
             fails(&client(&service), ErrorKind::Protocol);
             assert_eq!((logins(&service), texts(&service)), (n, 0), "{expires_at}");
         }
+        let body = json!({"data": {"token": "SENTINEL", "expires_at": expires_at}});
+        held_in_login(200, body.to_string(), ErrorKind::Protocol);
     }
 }
 
@@ -302,6 +333,11 @@ fn a_refused_token_costs_one_login_and_one_more_submission() {
     service.revoke_logins();
     chats(&client, 5);
     assert_eq!((logins(&service), texts(&service)), (2, 7));
+    let seen = held(&service, |revoked| match revoked {
+        true => service.revoke_logins(),
+        false => (),
+    });
+    assert_eq!(seen.status, "ok");
 }
 
 #[test]
@@ -368,6 +404,12 @@ fn a_token_refused_in_the_chat_that_got_it_is_an_auth_error() {
                 "{status} {body}"
             );
         }
+        let fault = Fault::default();
+        let service = fault.at(fresh(), Endpoint::Text, move |peer| {
+            peer.respond(status, "text/html", body)
+        });
+        let seen = held(&service.start(), |on| fault.turn(on));
+        assert_eq!(seen.status, "auth", "{seen:?}");
     }
 
     // An old token first, then one of its own: both refused.
@@ -501,6 +543,7 @@ fn a_failed_login_leaves_the_tokens_as_they_were() {
             (4, 10),
             "{status} {body}"
         );
+        held_in_login(status, body.to_owned(), kind);
     }
 }
 
@@ -616,6 +659,8 @@ fn a_login_token_that_no_header_can_hold_is_not_of_the_protocol() {
             "{error}"
         );
         assert_eq!((logins(&service), texts(&service)), (1, 0), "{token:?}");
+        let body = json!({"data": {"token": token}}).to_string();
+        held_in_login(200, body, ErrorKind::Protocol);
     }
     let odd = "a b&c#d%e+f/g=\"h\\i,j;";
     let service = fresh().login_data(json!({"token": odd})).start();
@@ -625,6 +670,7 @@ fn a_login_token_that_no_header_can_hold_is_not_of_the_protocol() {
         service.requests()[1].header("authorization"),
         Some(&*bearer)
     );
+    assert_eq!(held(&service, |_| ()).status, "ok");
 }
 
 #[test]

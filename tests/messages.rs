@@ -1,8 +1,14 @@
 //! Conversations: what is understood, what is refused and where, and that nothing of the refused
 //! is sent.
 
+mod observer;
+mod programs;
+
+use std::time::Duration;
+
 use gptalk::{Client, Conversation, Error, ErrorKind, Message};
 use gptalk_service::{Endpoint, Service};
+use observer::hold_until_cured;
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -61,21 +67,35 @@ fn assert_not_sent(talk: impl Into<Conversation>, words: &[&str]) {
         .expect("the client works for the next call");
 }
 
+/// The same of JSON that is no conversation, of which there is one line.
+#[track_caller]
+fn assert_json_not_sent(json: &str, words: &[&str]) {
+    let error = Conversation::from_json(json).expect_err(json);
+    assert_misuse(&error, words);
+    let service = Service::start();
+    let options = [("base_url", &*service.url()), ("messages", json)];
+    let cure = [("messages", r#"[{"role": "user", "content": "Hi"}]"#)];
+    hold_until_cured(&options, Duration::ZERO, |_| (), &cure).is("", Some(&error));
+    let requests = service.requests();
+    let mut texts = requests.iter().filter(|r| r.endpoint == Endpoint::Text);
+    assert!(texts.all(|r| r.json()["content"] == "Hi"));
+}
+
 #[test]
 fn json_that_is_none_is_refused_with_the_position() {
     for (json, line, column) in [
         ("", 1, 0),
         ("{", 1, 1),
         ("[{]", 1, 3),
-        ("[\n  {\"role\": user}]", 2, 12),
         ("[] []", 1, 4),
         (r#"[{"role": "user", "content": "Hi"},]"#, 1, 36),
         ("['Hi']", 1, 2),
         ("[\"\u{1}\"]", 1, 3),
     ] {
-        let error = Conversation::from_json(json).expect_err(json);
-        assert_misuse(&error, &[&format!("line {line} column {column}")]);
+        assert_json_not_sent(json, &[&format!("line {line} column {column}")]);
     }
+    let error = Conversation::from_json("[\n  {\"role\": user}]").unwrap_err();
+    assert_misuse(&error, &["line 2 column 12"]);
     let deep = "[".repeat(10_000) + &"]".repeat(10_000);
     assert_misuse(&Conversation::from_json(&deep).unwrap_err(), &["line 1"]);
 }
@@ -83,10 +103,7 @@ fn json_that_is_none_is_refused_with_the_position() {
 #[test]
 fn json_of_another_shape_is_refused() {
     for json in ["null", "5", "true", "\"Hi\""] {
-        assert_misuse(
-            &Conversation::from_json(json).expect_err(json),
-            &["array", "messages"],
-        );
+        assert_json_not_sent(json, &["array", "messages"]);
     }
     for json in [
         "{}",
@@ -94,10 +111,7 @@ fn json_of_another_shape_is_refused() {
         r#"{"messages": "Hi"}"#,
         r#"{"messages": {}}"#,
     ] {
-        assert_misuse(
-            &Conversation::from_json(json).expect_err(json),
-            &["messages"],
-        );
+        assert_json_not_sent(json, &["messages"]);
     }
 }
 
@@ -123,8 +137,7 @@ fn a_message_without_a_role_is_refused_by_its_index() {
                 "messages[1]",
             ),
         ] {
-            let error = Conversation::from_json(&messages.to_string()).expect_err("a refusal");
-            assert_misuse(&error, &[at, "role"]);
+            assert_json_not_sent(&messages.to_string(), &[at, "role"]);
         }
         let mut talk = Conversation::from("Hi");
         assert_misuse(

@@ -1,7 +1,8 @@
 /* Chats as it is told on stdin, and says what came of it and what of it is left in the process:
 
      set KEY VALUE    an option of the client, which is made where there is none
-     prompt LENGTH    how much the chats say from now on
+     messages JSON    what the chats say from now on
+     prompt LENGTH    the same: one message that long
      chat | pull      a chat, in either form: STATUS MS TEXT ERROR CODE, the lengths of three texts, and these
      free             releases the client: DESCRIPTORS TASKS HEAP
 
@@ -116,7 +117,7 @@ int main(void)
 {
     static char line[1 << 16];
     gptalk_client *client = NULL;
-    char *messages = gptalk_push(NULL, "user", "Hi");
+    char *messages = strdup(HI);
 
     while (fgets(line, sizeof line, stdin) != NULL) {
         char *word = strtok(line, " \n"), *key, *value;
@@ -127,13 +128,18 @@ int main(void)
                 client = gptalk_client_new();
             CHECK_STATUS(client, gptalk_set(client, key, value), GPTALK_OK);
         } else if (strcmp(word, "prompt") == 0) {
+            static const char before[] = "[{\"role\":\"user\",\"content\":\"", after[] = "\"}]";
             size_t len = strtoul(strtok(NULL, "\n"), NULL, 10);
-            char *prompt = calloc(1, len + 1);
-            CHECK(prompt != NULL);
-            memset(prompt, 'x', len);
-            gptalk_free(messages);
-            messages = gptalk_push(NULL, "user", prompt);
-            free(prompt);
+            free(messages);
+            messages = malloc(sizeof before + len + sizeof after);
+            CHECK(messages != NULL);
+            strcpy(messages, before);
+            memset(messages + sizeof before - 1, 'x', len);
+            strcpy(messages + sizeof before - 1 + len, after);
+        } else if (strcmp(word, "messages") == 0) {
+            const char *json = strtok(NULL, "\n");
+            free(messages);
+            messages = strdup(json == NULL ? "" : json);
         } else if (strcmp(word, "free") == 0) {
             gptalk_client_free(client);
             client = NULL;
@@ -143,7 +149,7 @@ int main(void)
             chat(client, messages, strcmp(word, "pull") == 0);
         }
     }
-    gptalk_free(messages);
+    free(messages);
     gptalk_client_free(client);
     return 0;
 }

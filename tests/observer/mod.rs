@@ -97,8 +97,8 @@ pub fn hold(options: &[(&str, &str)], deadline: Duration, turn: impl Fn(bool)) -
     hold_until_cured(options, deadline, turn, &[])
 }
 
-/// The same for a fault that the next chat is without because of these options. `prompt` is one,
-/// too: the length of what is said.
+/// The same for a fault that the next chat is without because of these options. `messages` is one
+/// too, the JSON of what is said, and so is `prompt`, its length.
 #[track_caller]
 pub fn hold_until_cured(
     options: &[(&str, &str)],
@@ -186,7 +186,7 @@ impl Program {
     fn set(&mut self, options: &[(&str, &str)]) {
         for (key, value) in options {
             match *key {
-                "prompt" => self.say(&format!("prompt {value}")),
+                "messages" | "prompt" => self.say(&format!("{key} {value}")),
                 _ => self.say(&format!("set {key} {value}")),
             }
         }
