@@ -21,6 +21,10 @@
 /* How late a cancel may be noticed: 100 ms as promised, and what a busy machine adds. */
 #define LATE_MS 1500
 
+/* How many one-liners there were, each of which may keep a connection for the next. */
+static int one_liners;
+#define gptalk_chat(...) (__sync_fetch_and_add(&one_liners, 1), gptalk_chat(__VA_ARGS__))
+
 #define CHECK(holds) ((holds) ? (void)0 : failed(__FILE__, __LINE__, #holds))
 #define CHECK_INT(is, expected) check_int(__FILE__, __LINE__, #is, is, expected)
 #define CHECK_TEXT(is, expected) check_text(__FILE__, __LINE__, #is, is, expected)
@@ -168,12 +172,16 @@ struct promise {
     void (*check)(char **args);
 };
 
-/* `PROGRAM NAME ARGS...` keeps the promise of that name. */
+/* `PROGRAM NAME ARGS...` keeps the promise of that name, and leaves no task and no descriptor. */
 static inline int keep(const struct promise *promises, size_t count, int argc, char **argv)
 {
     for (size_t i = 0; argc > 1 && i < count; i++)
         if (strcmp(promises[i].name, argv[1]) == 0) {
+            int tasks = entries("/proc/self/task"), descriptors = entries("/proc/self/fd");
             promises[i].check(argv + 2);
+            CHECK_INT(entries("/proc/self/task"), tasks);
+            descriptors = entries("/proc/self/fd") - descriptors;
+            CHECK(descriptors >= 0 && descriptors <= one_liners);
             return 0;
         }
     fprintf(stderr, "no such promise: %s\n", argc > 1 ? argv[1] : "(none)");

@@ -386,8 +386,9 @@ static void pull_left(char **args)
     if (strcmp(args[1], "finish") == 0)
         CHECK_STATUS(client, gptalk_finish(client), GPTALK_CANCELLED);
     else
-        gptalk_client_free(client);
+        gptalk_client_free(client), client = NULL;
     check_chat(other, "closed");
+    gptalk_client_free(client);
     gptalk_client_free(other);
 }
 
