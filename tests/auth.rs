@@ -333,9 +333,10 @@ fn a_refused_token_costs_one_login_and_one_more_submission() {
     service.revoke_logins();
     chats(&client, 5);
     assert_eq!((logins(&service), texts(&service)), (2, 7));
-    let seen = held(&service, |revoked| match revoked {
-        true => service.revoke_logins(),
-        false => (),
+    let seen = held(&service, |revoked| {
+        if revoked {
+            service.revoke_logins();
+        }
     });
     assert_eq!(seen.status, "ok");
 }

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -678,6 +679,59 @@ fn login_and_stream_tokens_are_never_shown() {
             assert!(!shown.contains("SENTINEL"), "{endpoint:?}: {shown}");
         }
     }
+}
+
+/// A logger that a program in Rust may have; it keeps all that any library says.
+struct Logger;
+
+static LOGGED: Mutex<String> = Mutex::new(String::new());
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record) {
+        let line = format!("{}: {}\n", record.target(), record.args());
+        LOGGED.lock().unwrap().push_str(&line);
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn no_logger_of_the_programs_hears_a_secret() {
+    log::set_logger(&Logger).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    // In a dump of bytes it would stand in parts: any part will do.
+    let secret = "s3cr3t".repeat(10);
+    let service = fresh().login_data(json!({"token": secret}));
+    let token = json!({"data": {"token": secret}}).to_string();
+    let service = service.on(Endpoint::Text, move |_, peer| {
+        peer.respond(200, "application/json", &token)
+    });
+    let service = service.on(Endpoint::Stream, |_, peer| {
+        peer.sse_head();
+        peer.chunk("data: {\"content\": \"Hi\"}\n\ndata: [DONE]\n\n");
+        peer.last_chunk();
+    });
+    let service = service.start();
+    let url = format!("{}/v1?key={secret}", service.url());
+    let clients = [
+        builder(&service),
+        builder(&service)
+            .base_url(&url)
+            .protocol(gptalk::Protocol::Openai)
+            .api_key(&secret),
+    ];
+    for client in clients {
+        let client = client.header("x-key", &secret);
+        client.build().unwrap().complete(&*secret).unwrap();
+    }
+    assert_eq!(service.requests().len(), 4);
+    let logged = LOGGED.lock().unwrap();
+    assert!(logged.contains("200"), "it hears of the answers: {logged}");
+    assert!(!logged.contains("cr3t"), "{logged}");
 }
 
 #[test]

@@ -1,20 +1,24 @@
 //! HTTP over a wire: a request and its answer's header. The only file that names ureq.
 //!
-//! ureq writes the request and reads the header; the waiting is ours. Its agent runs over a
+//! ureq reads the header; the waiting is ours, and so is the request. Its agent runs over a
 //! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and hardly wait: the
-//! connection stands already, the request goes into the [`Wire`]'s buffer, and where the answer
-//! is not there within a slice the run is abandoned.
+//! connection stands already, and where the answer is not there within a slice the run is
+//! abandoned.
 //!
 //! ```text
-//!          ┌──────────────────────── run ────────────────────────┐
-//!   Wire ─▶│ ureq writes the request, reads the header ──▶ Answer │─▶ Wire, at its body
-//!          │        └─ no header within a slice: WouldBlock       │
-//!          └──────────┬───────────────────────────────────────────┘
-//!                     ▼ the wire comes back, with what was queued and received
+//!            ┌──────────────── run ────────────────┐
+//!   Wire ───▶│ ureq reads the header ──▶ Answer    │──▶ Wire, at its body
+//!            │   └─ none within a slice: WouldBlock │
+//!            └──────────┬──────────────────────────┘
+//!                       ▼ the wire comes back, with what was received
 //!   pump: send the rest, receive, slice by slice, the caller's hand on it between two
-//!                     │
-//!                     ▼ the header is there: run again, what ureq writes is not sent again
+//!                       │
+//!                       ▼ the header is there: run again
 //! ```
+//!
+//! ureq logs what it is asked, URL and headers and all, and a program that uses us may have a
+//! logger: so no secret may come to its ears. It is told of a bare `GET`, which it writes into a
+//! buffer that goes nowhere; out goes what [`Request::write`] writes.
 //!
 //! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
 //! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
@@ -48,6 +52,42 @@ pub(crate) struct Request {
     pub user_headers: Vec<(String, String)>,
     /// `Some`: POST; `None`: GET.
     pub body: Option<String>,
+}
+
+impl Request {
+    /// Writes the request as it goes over the wire (RFC 9112, sections 3 and 6). All that is in it
+    /// was checked where it came from: no line can be smuggled in.
+    fn write(&self, out: &mut Vec<u8>) {
+        let rest = self.url.split_once("://").map_or("", |(_, rest)| rest);
+        let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let method = if self.body.is_some() { "POST" } else { "GET" };
+        let slash = if target.starts_with('/') { "" } else { "/" };
+        let ours = self.headers.iter().map(|(name, value)| (*name, &**value));
+        let theirs = self
+            .user_headers
+            .iter()
+            .map(|(name, value)| (&**name, &**value));
+        let is_replaced = |name: &str| self.user_headers.iter().any(|(theirs, _)| theirs == name);
+        let ours = ours.filter(|(name, _)| !is_replaced(*name));
+
+        let mut line = |parts: &[&str]| {
+            parts
+                .iter()
+                .for_each(|part| out.extend_from_slice(part.as_bytes()));
+            out.extend_from_slice(b"\r\n");
+        };
+        line(&[method, " ", slash, target, " HTTP/1.1"]);
+        line(&["host: ", host]);
+        for (name, value) in ours.chain(theirs) {
+            line(&[name, ": ", value]);
+        }
+        let body = self.body.as_deref();
+        if let Some(body) = body {
+            line(&["content-length: ", &body.len().to_string()]);
+        }
+        line(&[]);
+        out.extend_from_slice(body.unwrap_or_default().as_bytes());
+    }
 }
 
 /// An answer's status and header.
@@ -123,11 +163,15 @@ impl Connection {
         }
     }
 
-    /// Lets ureq write the request, or skip it, and read what there is of the header.
+    /// Queues the request, where that is not done, and lets ureq read what there is of the header.
     pub fn run(self, request: &Request) -> Result<(Connection, Ran), Error> {
         let url = &request.shown_url;
-        let Connection { wire, link } = self;
-        let result = link.run(wire, request);
+        let Connection { mut wire, link } = self;
+        if !std::mem::replace(&mut wire.progress.queued, true) {
+            // Head and body, in one segment where they fit.
+            request.write(&mut wire.output);
+        }
+        let result = link.run(wire);
         let Some(mut wire) = link.slot.take() else {
             return Err(Error::new(
                 ErrorKind::Internal,
@@ -170,31 +214,9 @@ impl Connection {
 
 impl Link {
     /// Runs the agent over the wire, which is in the slot afterwards.
-    fn run(&self, wire: Box<Wire>, request: &Request) -> Result<http::Response<()>, ureq::Error> {
+    fn run(&self, wire: Box<Wire>) -> Result<http::Response<()>, ureq::Error> {
         self.slot.put(wire);
-        let mut builder = http::Request::builder()
-            .method(if request.body.is_some() {
-                "POST"
-            } else {
-                "GET"
-            })
-            .uri(&request.url);
-        let replaced = |name: &str| {
-            request
-                .user_headers
-                .iter()
-                .any(|(theirs, _)| theirs == name)
-        };
-        for (name, value) in request.headers.iter().filter(|(name, _)| !replaced(name)) {
-            builder = builder.header(*name, value);
-        }
-        for (name, value) in &request.user_headers {
-            builder = builder.header(name, value);
-        }
-        let response = match &request.body {
-            Some(body) => self.agent.run(builder.body(body)?),
-            None => self.agent.run(builder.body(())?),
-        }?;
+        let response = self.agent.get("http://gptalk").call()?;
         // Without its body, which holds the transport: dropping it brings the wire back.
         Ok(response.map(drop))
     }
@@ -204,6 +226,8 @@ impl Link {
 struct Lent {
     wire: Option<Box<Wire>>,
     slot: Slot,
+    /// Where ureq writes its request: room for a whole header line.
+    scratch: [u8; 256],
     /// The last look at the input used some of it: there may be more to use.
     is_usable: bool,
     /// This run has waited for input.
@@ -226,6 +250,7 @@ impl Connector for Slot {
         Ok(self.take().map(|wire| Lent {
             wire: Some(wire),
             slot: self.clone(),
+            scratch: [0; 256],
             is_usable: true,
             pumped: false,
         }))
@@ -245,13 +270,8 @@ impl Transport for Lent {
         self
     }
 
-    /// Queues. The head and the body of a request leave in one segment.
-    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
-        let wire = self.wire()?;
-        // A run that is taken up again writes what is queued, or sent, already.
-        if !wire.progress.queued {
-            wire.output.extend_from_slice(&wire.scratch[..amount]);
-        }
+    /// What it writes goes nowhere.
+    fn transmit_output(&mut self, _: usize, _: NextTimeout) -> Result<(), ureq::Error> {
         Ok(())
     }
 
@@ -259,7 +279,6 @@ impl Transport for Lent {
         // Once in a run: a header in drops would keep the run going for as long as it drips.
         let pumped = std::mem::replace(&mut self.pumped, true);
         let wire = self.wire()?;
-        wire.progress.queued = true;
         if pumped {
             return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
         }
@@ -294,14 +313,7 @@ impl Transport for Lent {
 
 impl Buffers for Lent {
     fn output(&mut self) -> &mut [u8] {
-        match &mut self.wire {
-            Some(wire) => {
-                // ureq wants room for a whole header line.
-                wire.scratch.resize(MAX_HEADER, 0);
-                &mut wire.scratch
-            }
-            None => &mut [],
-        }
+        &mut self.scratch
     }
 
     fn input(&self) -> &[u8] {

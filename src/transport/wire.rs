@@ -8,6 +8,9 @@ use rustls::ClientConnection;
 
 use super::is_not_yet;
 use super::pool::Route;
+#[cfg(fuzzing)]
+use crate::fuzzing::Socket;
+#[cfg(not(fuzzing))]
 use crate::sys::Socket;
 
 /// What bytes go through: TCP, or TLS over either (a proxy may be reached by TLS itself).
@@ -132,8 +135,6 @@ pub(super) struct Wire {
     /// The request, as far as it is not sent: `output[sent..]`.
     pub output: Vec<u8>,
     pub sent: usize,
-    /// Where the request is written, before it is queued as output.
-    pub scratch: Vec<u8>,
     /// Served another request before: a death now may be the end of its idle time.
     pub reused: bool,
     pub progress: Progress,
@@ -160,7 +161,6 @@ impl Wire {
             input: Input::default(),
             output: Vec::new(),
             sent: 0,
-            scratch: Vec::new(),
             reused: false,
             progress: Progress::default(),
         }
