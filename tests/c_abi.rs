@@ -1131,6 +1131,43 @@ fn a_comma_locale_changes_nothing() {
 }
 
 #[test]
+fn a_stream_of_whatever_length_takes_little_memory() {
+    // 16 MB of cumulative lines, whose text is 32 kB; 30,000 chunks of 4 bytes, 7 MB.
+    let cumulative = |_: &Request, peer: &mut Peer| {
+        let text = "All work and no play makes Jack. ".repeat(993);
+        peer.sse_head();
+        for line in 1..=1000 {
+            let content = &text[..text.len() * line / 1000];
+            peer.chunk(format!("data: {{\"content\": \"{content}\"}}\n"));
+        }
+        peer.chunk("data: [DONE]\n\n");
+        peer.last_chunk();
+    };
+    let chunks = |_: &Request, peer: &mut Peer| {
+        let chunk = |text| {
+            json!({
+                "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1,
+                "model": "tiny", "system_fingerprint": "fp_0123456789",
+                "choices": [{"index": 0, "delta": {"content": text}, "logprobs": null, "finish_reason": null}],
+            })
+        };
+        let event = format!("data: {}\n\n", chunk("yes "));
+        peer.sse_head();
+        for _ in 0..300 {
+            peer.chunk(event.repeat(100));
+        }
+        peer.chunk("data: [DONE]\n\n");
+        peer.last_chunk();
+    };
+    let service = Service::builder()
+        .on(Endpoint::Stream, cumulative)
+        .on(Endpoint::Chat, chunks);
+    let service = service.start();
+    process_keeps("bounded_memory", &["gptalk", &service.url(), "32769"]);
+    process_keeps("bounded_memory", &["openai", &service.url(), "120000"]);
+}
+
+#[test]
 fn chats_leave_nothing_behind() {
     let service = Service::start();
     let failing = failing();

@@ -593,6 +593,35 @@ static void no_growth(char **args)
     gptalk_client_free(bad);
 }
 
+/* The most memory that the process has had, in KiB. */
+static long peak(void)
+{
+    struct rusage usage;
+    CHECK_INT(getrusage(RUSAGE_SELF, &usage), 0);
+    return usage.ru_maxrss;
+}
+
+static int count_bytes(const char *text, size_t len, void *bytes)
+{
+    (void)text;
+    *(size_t *)bytes += len;
+    return 0;
+}
+
+/* args: protocol, URL, length of the replies */
+static void bounded_memory(char **args)
+{
+    gptalk_client *client = client_at(args[1]);
+    size_t bytes = 0;
+    long before;
+    CHECK_STATUS(client, gptalk_set(client, "protocol", args[0]), GPTALK_OK);
+    before = peak();
+    CHECK_STATUS(client, gptalk_client_chat(client, HI, count_bytes, &bytes), GPTALK_OK);
+    CHECK_INT(bytes, strtol(args[2], NULL, 10));
+    CHECK(peak() < before + 3 * 1024);
+    gptalk_client_free(client);
+}
+
 static int free_in_callback(const char *text, size_t len, void *client)
 {
     (void)text;
@@ -682,6 +711,7 @@ static const struct promise promises[] = {
     {"no_descriptors_left", no_descriptors_left},
     {"comma_locale", comma_locale},
     {"no_growth", no_growth},
+    {"bounded_memory", bounded_memory},
     {"every_way", every_way},
 };
 
