@@ -43,6 +43,11 @@ impl Fetch {
         self.answer.is_some() || self.exchange.is_sent()
     }
 
+    /// Whether the request went out again, since the connection before had broken.
+    pub fn was_sent_again(&self) -> bool {
+        self.exchange.was_sent_again()
+    }
+
     /// One step; `None`: nothing yet. Of an error answer, no more than its beginning.
     pub fn advance(&mut self) -> Result<Option<(Answer, Vec<u8>)>, Error> {
         let Some(answer) = &mut self.answer else {
@@ -63,6 +68,8 @@ impl Fetch {
             Ok(Part::End) => true,
             // The status says more than the way the body ended.
             Err(_) if is_error => true,
+            // So does a whole document.
+            Err(_) if is_new_document(&self.bytes, &mut self.looked_at) => true,
             Err(error) => return Err(error),
         };
         if self.bytes.len() > limit && !is_error {

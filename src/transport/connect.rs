@@ -11,7 +11,10 @@ use super::tunnel::{Say, Tunnel};
 use super::wire::{Io, Pump, Tls, Wire};
 use super::{Limits, is_not_yet, timeout, tls};
 use crate::error::{Error, ErrorKind};
+#[cfg(fuzzing)]
+use crate::fuzzing::Socket;
 use crate::proxy::ProxyScheme;
+#[cfg(not(fuzzing))]
 use crate::sys::Socket;
 use crate::url::{is_private, is_private_host};
 
@@ -207,7 +210,9 @@ impl Connecting {
         match wire.pump() {
             Pump::Data | Pump::Pending => {}
             Pump::Ended => return Err(self.proxy_failed("closed the connection")),
-            Pump::Failed(error) => return Err(self.proxy_failed(&error.to_string())),
+            Pump::Failed(error) => {
+                return Err(self.proxy_failed(&format!("broke the connection ({error})")));
+            }
         }
         self.step = Step::Tunnel(wire, tunnel);
         Ok(None)
@@ -236,7 +241,9 @@ impl Connecting {
         if self.route.proxy.is_some() {
             return self.proxy_failed(&format!("cannot be reached: {}", words(error)));
         }
-        if error.kind() == io::ErrorKind::TimedOut && self.limit.is_some() {
+        // The system has a time limit of its own.
+        let is_ours = error.raw_os_error().is_none();
+        if error.kind() == io::ErrorKind::TimedOut && is_ours && self.limit.is_some() {
             return self.timed_out();
         }
         Error::new(
@@ -340,6 +347,8 @@ fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
         )
         .with_code("dns")
     };
+    #[cfg(fuzzing)]
+    let host = crate::fuzzing::resolved(host);
     let addrs = (host, port).to_socket_addrs().map_err(|error| {
         let text = error.to_string();
         unknown(

@@ -88,6 +88,11 @@ impl Exchange {
         }
     }
 
+    /// Whether the request went out again, on a new connection, since the one before had broken.
+    pub fn was_sent_again(&self) -> bool {
+        self.replaced
+    }
+
     /// One step; `None`: nothing yet.
     pub fn advance(&mut self) -> Result<Option<Answer>, Error> {
         self.limits

@@ -65,6 +65,22 @@ pub fn compile_shared(name: &str, mut command: Command) -> PathBuf {
     compile(name, command, &["-lgptalk", &rpath, "-lpthread"])
 }
 
+/// Keeps a promise of sweep.c, whose system calls are in the hands of shim.c.
+#[track_caller]
+pub fn sweep_keeps(name: &str, args: &[&str]) {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let program = BUILT.get_or_init(|| {
+        // The library is to find the functions of the program before the system's, by `dlsym` too.
+        let options = ["-std=c99", "-rdynamic", "tests/c/sweep.c", "tests/c/shim.c"];
+        compile_shared("sweep", compiler("cc", &options))
+    });
+    let mut command = command(program);
+    command.arg(name).args(args);
+    // What malloc keeps for a thread counts as used: without that, the heap is known to the byte.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+    succeeds_silently(command);
+}
+
 /// Whether a C++ program can be compiled here; says so if not.
 pub fn has_cpp() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();

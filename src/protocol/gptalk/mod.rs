@@ -207,14 +207,20 @@ impl Chat {
                 }
             },
             Phase::Refused(mut fetch) => match fetch.advance()? {
-                Some((answer, bytes)) => Err(refusal(
-                    "the stream",
-                    fetch.shown_url(),
-                    &answer,
-                    &bytes,
-                    &self.setting.config,
-                    out,
-                )),
+                Some((answer, bytes)) => {
+                    let (url, config) = (fetch.shown_url(), &self.setting.config);
+                    let error = refusal("the stream", url, &answer, &bytes, config, out);
+                    // The service may have had the first request, and its token serves once.
+                    if error.kind() == ErrorKind::Auth && fetch.was_sent_again() {
+                        let status = answer.status;
+                        let what = format!(
+                            "{url} broke the connection without an answer, and refused the stream \
+                             when asked again (HTTP {status})"
+                        );
+                        return Err(Error::new(ErrorKind::Network, what).with_code("closed"));
+                    }
+                    Err(error)
+                }
                 None => {
                     self.phase = Phase::Refused(fetch);
                     Ok(Step::Going)
