@@ -57,7 +57,8 @@ fn service(endpoint: Endpoint, raw: impl AsRef<[u8]>, end: fn(&mut Peer)) -> (Se
 fn stay(_: &mut Peer) {}
 
 /// A chat that gets this raw answer, and one more, which is answered as it should be; and whether
-/// the connection served both. The answer is held to what holds for every one.
+/// the connection served both. The answer is held to what holds for every one, and to its being
+/// the end at once.
 #[track_caller]
 fn chat(
     endpoint: Endpoint,
@@ -80,7 +81,7 @@ fn chat(
         ("response_timeout_ms", patience),
         ("idle_timeout_ms", patience),
     ];
-    hold(&options, PATIENCE, |on| fault.turn(on)).agrees(&result);
+    hold(&options, Duration::ZERO, |on| fault.turn(on)).agrees(&result);
     assert_eq!(service.refusals(), Vec::<String>::new());
     (result, reused)
 }
@@ -217,9 +218,7 @@ fn what_is_not_http_is_said_at_once() {
         "data: {\"content\": \"Hello\"}\n\ndata: [DONE]\n\n",
     ] {
         for end in [Peer::stall, Peer::close] {
-            let started = Instant::now();
             fails(Endpoint::Stream, garbage, end, ErrorKind::Protocol);
-            assert!(started.elapsed() < LATE, "{garbage:?}");
         }
         fails(Endpoint::Login, garbage, Peer::close, ErrorKind::Protocol);
     }
@@ -412,9 +411,7 @@ fn carriage_returns_without_end_are_a_bad_body() {
         }
     };
     for raw in before_a_line_end() {
-        let started = Instant::now();
         let error = fails(Endpoint::Stream, raw, flood, ErrorKind::Protocol);
-        assert!(started.elapsed() < LATE, "{:?}", started.elapsed());
         assert_eq!(error.reply().unwrap().text, "Hello", "{error}");
         assert!(error.to_string().contains("bad body"), "{error}");
     }
@@ -779,9 +776,7 @@ fn a_refusal_whose_body_does_not_end_is_not_waited_for() {
     let body = "x".repeat(70 << 10);
     let raw = format!("HTTP/1.1 503 No\r\ncontent-length: 9999999\r\n\r\n{body}");
     for endpoint in ENDPOINTS {
-        let started = Instant::now();
-        let error = fails(endpoint, &raw, Peer::stall, ErrorKind::Server);
-        assert!(started.elapsed() < LATE, "{error}");
+        fails(endpoint, &raw, Peer::stall, ErrorKind::Server);
     }
 }
 
