@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use once_cell::sync::{Lazy, OnceCell};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use serde_json::{Map, Number, Value};
 
-use crate::error::Error;
+use crate::error::{Error, words};
 use crate::proxy::{self, Proxy};
 use crate::sys::PerProcess;
 use crate::url::Url;
@@ -540,7 +540,15 @@ fn header(text: &str) -> Result<(String, String), Error> {
 fn read_ca_file(path: &str) -> Result<CaFile, Error> {
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| Error::misuse(format!("ca_file: {path:?} cannot be read: {error}")))?;
+        .map_err(|error| {
+            let why = match error {
+                pem::Error::Io(error) => words(&error),
+                _ => "it is no PEM, or not all of it".to_owned(),
+            };
+            Error::misuse(format!(
+                "ca_file: {path:?} cannot be read: {why}; give a PEM file of trusted roots"
+            ))
+        })?;
     let usable = {
         let mut roots = rustls::RootCertStore::empty();
         roots

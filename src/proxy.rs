@@ -126,24 +126,54 @@ pub(crate) fn from_env(
     Proxy::parse(name, &value).map(Some)
 }
 
-/// Whether a `no_proxy` list names the URL's host: `*`, the host itself or a parent domain, with
-/// or without a leading dot; an entry with a port counts for that port alone.
+/// Whether a `no_proxy` list names the URL's host: `*` alone; the host itself or a parent domain,
+/// with or without a dot before or behind it; an address, or a network as `10.0.0.0/8`. An entry
+/// with a port counts for that port alone.
 fn is_exempt(url: &Url, list: &str) -> bool {
+    if list.trim() == "*" {
+        return true;
+    }
+    let host = url.host.trim_end_matches('.');
+    let ip = host.parse::<IpAddr>().ok();
     list.split([',', ' ', '\t'])
         .filter(|e| !e.is_empty())
         .any(|entry| {
-            if entry == "*" {
-                return true;
+            if let Some(ip) = ip {
+                if is_in_network(ip, entry) {
+                    return true;
+                }
             }
-            let Ok((name, port)) = split_port(entry.trim_start_matches('.')).or_else(|_| {
-                // A bare IPv6 address has colons and no brackets.
-                entry.parse::<IpAddr>().map(|ip| (ip.to_string(), None))
-            }) else {
+            let entry = entry.trim_start_matches('.');
+            let Ok((name, port)) = split_port(entry) else {
                 return false;
             };
-            port.is_none_or(|port| port == url.port)
-                && url.host.strip_suffix(&name).is_some_and(|head| {
-                    head.is_empty() || (head.ends_with('.') && name.parse::<IpAddr>().is_err())
-                })
+            if port.is_some_and(|port| port != url.port) {
+                return false;
+            }
+            match ip {
+                Some(ip) => name.parse() == Ok(ip),
+                None => host
+                    .strip_suffix(name.trim_end_matches('.'))
+                    .is_some_and(|head| head.is_empty() || head.ends_with('.')),
+            }
         })
+}
+
+/// Whether an address is this one, or in this network.
+fn is_in_network(ip: IpAddr, network: &str) -> bool {
+    let (base, bits) = match network.split_once('/') {
+        Some((base, bits)) => (base, bits.parse().ok()),
+        None => (network, Some(128)),
+    };
+    let (Ok(base), Some(bits)) = (base.parse::<IpAddr>(), bits) else {
+        return false;
+    };
+    let is_same = |a: u128, b: u128, width: u32| {
+        (a ^ b).checked_shr(width.saturating_sub(bits)).unwrap_or(0) == 0
+    };
+    match (ip, base) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => is_same(a.to_bits().into(), b.to_bits().into(), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => is_same(a.to_bits(), b.to_bits(), 128),
+        _ => false,
+    }
 }

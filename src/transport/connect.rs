@@ -10,7 +10,7 @@ use super::pool::Route;
 use super::tunnel::{Say, Tunnel};
 use super::wire::{Io, Pump, Tls, Wire};
 use super::{Limits, is_not_yet, timeout, tls};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, words};
 #[cfg(fuzzing)]
 use crate::fuzzing::Socket;
 use crate::proxy::ProxyScheme;
@@ -211,7 +211,8 @@ impl Connecting {
             Pump::Data | Pump::Pending => {}
             Pump::Ended => return Err(self.proxy_failed("closed the connection")),
             Pump::Failed(error) => {
-                return Err(self.proxy_failed(&format!("broke the connection ({error})")));
+                let why = format!("broke the connection: {}", tls::reason(&error));
+                return Err(self.proxy_failed(&why));
             }
         }
         self.step = Step::Tunnel(wire, tunnel);
@@ -266,7 +267,11 @@ impl Connecting {
             .unwrap_or_default();
         Error::new(
             ErrorKind::Network,
-            format!("the proxy {proxy} {why}, on the way to {}", self.peer()),
+            format!(
+                "the proxy {proxy} {why}, on the way to {}:{}",
+                crate::url::bracketed(&self.route.host),
+                self.route.port
+            ),
         )
         .with_code("proxy")
     }
@@ -361,15 +366,4 @@ fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
         return Err(unknown("it has no address"));
     }
     Ok(addrs)
-}
-
-/// An I/O error without its number.
-fn words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::TimedOut => "timed out".into(),
-        io::ErrorKind::HostUnreachable => "host unreachable".into(),
-        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
-        _ => error.to_string(),
-    }
 }

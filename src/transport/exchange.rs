@@ -14,7 +14,7 @@ use super::connect::Connecting;
 use super::http::{Connection, Head, MAX_HEADER, Ran, Request};
 use super::pool::{Pool, Route};
 use super::wire::{Progress, Pump};
-use super::{Limits, timeout};
+use super::{Limits, timeout, tls};
 use crate::error::{Error, ErrorKind};
 
 /// An answer's header, and its body to be read.
@@ -169,6 +169,10 @@ impl Exchange {
 
     /// The connection ended before the header was whole.
     fn died(&mut self, talk: Talk, over: Pump) -> Result<Option<Answer>, Error> {
+        let refusal = match &over {
+            Pump::Failed(error) if tls::is_refusal(error) => Some(tls::reason(error)),
+            _ => None,
+        };
         let how = match over {
             Pump::Failed(error) => format!("broke the connection ({error})"),
             _ => "closed the connection".to_owned(),
@@ -180,6 +184,12 @@ impl Exchange {
             self.replaced = true;
             self.state = State::Start;
             return Ok(None);
+        }
+        if let Some(why) = refusal {
+            return Err(Error::new(
+                ErrorKind::Tls,
+                format!("no TLS connection to {url}: {why}"),
+            ));
         }
         let when = match talk.connection.wire.progress.answered {
             true => "in the middle of its answer's header",

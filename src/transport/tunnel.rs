@@ -136,6 +136,11 @@ impl Tunnel {
 }
 
 fn connected(answer: &[u8]) -> Result<Say, String> {
+    const START: &[u8] = b"HTTP/1.";
+    let length = answer.len().min(START.len());
+    if answer[..length] != START[..length] {
+        return Err("does not speak HTTP".into());
+    }
     let Some(end) = memchr::memmem::find(answer, b"\r\n\r\n") else {
         return if answer.len() > MAX_ANSWER {
             Err("sent a header without end".into())
@@ -149,9 +154,13 @@ fn connected(answer: &[u8]) -> Result<Say, String> {
         .and_then(|rest| rest.split(' ').nth(1));
     match status {
         Some(code) if code.len() == 3 && code.starts_with('2') => Ok(Say::Done(end + 4)),
-        Some("407") => Err("wants a user name and password (HTTP 407)".into()),
-        Some(code) => Err(format!("refused the tunnel (HTTP {code:.3})")),
-        None => Err("does not speak HTTP".into()),
+        Some(code @ ("401" | "407")) => Err(format!(
+            "wants a user name and password (HTTP {code}), or others"
+        )),
+        Some(code) if code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(format!("refused the tunnel (HTTP {code})"))
+        }
+        _ => Err("does not speak HTTP".into()),
     }
 }
 

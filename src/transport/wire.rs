@@ -35,6 +35,15 @@ impl Io {
     pub fn is_tls(&self) -> bool {
         matches!(self, Io::Tls(_))
     }
+
+    /// Whether TLS has something for the reader that the socket does not show any more: decrypted
+    /// bytes, or the end.
+    fn holds_input(&self) -> bool {
+        match self {
+            Io::Tcp(_) => false,
+            Io::Tls(tls) => !tls.session.wants_read() || tls.under.holds_input(),
+        }
+    }
 }
 
 impl Read for Io {
@@ -84,12 +93,27 @@ impl Tls {
 
     /// One step of the handshake; `true` when it is done.
     pub fn handshake(&mut self) -> io::Result<bool> {
-        self.push()?;
+        if let Err(error) = self.push() {
+            return Err(self.last_words(error));
+        }
         if self.session.is_handshaking() && self.pull()? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.push()?;
+        if let Err(error) = self.push() {
+            return Err(self.last_words(error));
+        }
         Ok(!self.session.is_handshaking())
+    }
+
+    /// What the peer said before it closed, where sending failed: it tells why.
+    fn last_words(&mut self, error: io::Error) -> io::Error {
+        if is_not_yet(&error) {
+            return error;
+        }
+        match self.pull() {
+            Err(told) if told.kind() == io::ErrorKind::InvalidData => told,
+            _ => error,
+        }
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -100,7 +124,16 @@ impl Tls {
         self.push()?;
         self.pull()?;
         // Once: a record that arrives in drops is a step each, like everything else.
-        self.session.reader().read(buf)
+        self.session
+            .reader()
+            .read(buf)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => io::Error::new(
+                    error.kind(),
+                    "it closed the connection without TLS's close_notify",
+                ),
+                _ => error,
+            })
     }
 
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
@@ -174,6 +207,9 @@ impl Wire {
             self.sent = 0;
             return match self.receive() {
                 Pump::Data => Pump::Data,
+                Pump::Failed(told) if told.kind() == io::ErrorKind::InvalidData => {
+                    Pump::Failed(told)
+                }
                 _ => Pump::Failed(error),
             };
         }
@@ -189,7 +225,7 @@ impl Wire {
 
     /// Whether receiving would not wait.
     pub fn is_readable(&self, limit: Duration) -> bool {
-        self.io.tcp().wait_readable(limit).unwrap_or(true)
+        self.io.holds_input() || self.io.tcp().wait_readable(limit).unwrap_or(true)
     }
 
     /// One write; the rest is for the next step.

@@ -1,8 +1,10 @@
 //! What a service is to be like.
 
 use crate::{Endpoint, Peer, Request, Service};
+use rustls::ServerConfig;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 type Reply = Box<dyn Fn(&str) -> String + Send + Sync>;
@@ -15,6 +17,8 @@ pub struct Builder {
     pub(crate) pace: Duration,
     pub(crate) prefix: String,
     pub(crate) port: u16,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) origin: Option<String>,
     pub(crate) uses: u32,
     pub(crate) expires_in: i64,
     pub(crate) login_data: Option<Value>,
@@ -30,6 +34,8 @@ impl Builder {
             pace: Duration::ZERO,
             prefix: String::new(),
             port: 0,
+            tls: None,
+            origin: None,
             uses: 5,
             expires_in: 3600,
             login_data: None,
@@ -55,6 +61,19 @@ impl Builder {
     /// The port to listen on. Defaults to 0: any that is free.
     pub fn port(mut self, port: u16) -> Builder {
         self.port = port;
+        self
+    }
+
+    /// Speaks TLS. Defaults to plain HTTP.
+    pub fn tls(mut self, config: impl Into<Arc<ServerConfig>>) -> Builder {
+        self.tls = Some(config.into());
+        self
+    }
+
+    /// Where clients reach it, such as `https://chat.example`: by another name, or through
+    /// something that stands before it. Defaults to its own address.
+    pub fn origin(mut self, origin: &str) -> Builder {
+        self.origin = Some(origin.to_owned());
         self
     }
 
@@ -105,7 +124,8 @@ impl Builder {
         self
     }
 
-    /// What happens to a connection before a request is read from it. Defaults to nothing.
+    /// What happens to a connection before a request is read from it, and before TLS is spoken: the
+    /// bytes are those on the wire. Defaults to nothing.
     pub fn on_connect(mut self, greeter: impl Fn(&mut Peer) + Send + Sync + 'static) -> Builder {
         self.on_connect = Some(Box::new(greeter));
         self

@@ -14,9 +14,8 @@ pub(crate) fn check_http(request: &Request, shared: &Shared, method: &str) -> Ch
         &format!("the method is not {method}"),
     )?;
     let host = sole_header(request, "host")?;
-    let port = shared.port;
     check(
-        host == format!("127.0.0.1:{port}") || host == format!("localhost:{port}"),
+        shared.is_origin(&origin_of(host, shared)),
         &format!("host is {host:?}, not the service's"),
     )?;
     check_header(request, "content-type", "application/json")?;
@@ -26,6 +25,13 @@ pub(crate) fn check_http(request: &Request, shared: &Shared, method: &str) -> Ch
         request.headers("accept-encoding").all(|v| v == "identity"),
         "accept-encoding is not identity",
     )
+}
+
+/// The origin of a request to that host.
+pub(crate) fn origin_of(host: &str, shared: &Shared) -> String {
+    let origin = shared.origin();
+    let scheme = origin.split("://").next().unwrap_or_default();
+    format!("{scheme}://{host}")
 }
 
 /// Checks that a header is there once, with that value.

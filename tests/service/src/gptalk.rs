@@ -1,6 +1,8 @@
 //! The GPTalk protocol: what the service answers when left to itself, and what it refuses.
 
-use crate::check::{Checked, Refusal, check, check_absent, check_header, check_http, sole_header};
+use crate::check::{
+    Checked, Refusal, check, check_absent, check_header, check_http, origin_of, sole_header,
+};
 use crate::{Endpoint, Peer, Request, Shared, State, now, unique};
 use serde_json::{Value, json};
 
@@ -168,7 +170,7 @@ fn send_reply(prompt: &str, peer: &mut Peer) {
 fn check_request(request: &Request, shared: &Shared, method: &str) -> Checked {
     check_http(request, shared, method)?;
     let host = sole_header(request, "host")?;
-    check_header(request, "origin", &format!("http://{host}"))?;
+    check_header(request, "origin", &origin_of(host, shared))?;
     check_header(request, "accept", "*/*")?;
     check_header(request, "x-auth-openid", "")?;
     check_header(request, "x-auth-platform", "")?;

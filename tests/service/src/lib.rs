@@ -18,14 +18,18 @@
 //! println!("{}", service.url());
 //! ```
 //!
+//! [`Builder::tls`] makes it speak TLS, with certificates of a [`certificates::Authority`].
+//!
 //! One thread accepts, and one serves each connection; everything blocks.
 
 mod builder;
+pub mod certificates;
 mod check;
 mod gptalk;
 mod http;
 mod openai;
 mod peer;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -92,13 +96,10 @@ impl Service {
         }
     }
 
-    /// The base URL: `http://127.0.0.1:PORT`, and the prefix if there is one.
+    /// The base URL: `http://127.0.0.1:PORT`, or what [`Builder::tls`] and [`Builder::origin`] make
+    /// of that, and the prefix if there is one.
     pub fn url(&self) -> String {
-        format!(
-            "http://127.0.0.1:{}{}",
-            self.port(),
-            self.shared.plan.prefix
-        )
+        self.shared.origin() + &self.shared.plan.prefix
     }
 
     /// The port it listens on.
@@ -126,6 +127,12 @@ impl Service {
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
         self.shared.lock().open.len()
+    }
+
+    /// How many TLS handshakes have been completed. A client that refused the certificate has
+    /// completed none, and can have sent nothing else.
+    pub fn handshakes(&self) -> usize {
+        self.shared.lock().handshakes
     }
 
     /// Waits up to five seconds for a condition; `false` says it did not come about.
@@ -201,6 +208,9 @@ fn serve(mut peer: Peer) {
     if let Some(greet) = &shared.plan.on_connect {
         greet(&mut peer);
     }
+    if let Some(config) = &shared.plan.tls {
+        peer.handshake(config);
+    }
     while let Some(request) = peer.next_request() {
         match shared.plan.handlers.get(&request.endpoint) {
             Some(handler) => handler(&request, &mut peer),
@@ -226,6 +236,7 @@ struct Shared {
 struct State {
     stopping: bool,
     accepted: usize,
+    handshakes: usize,
     /// The open connections by number; stopping shuts them down, which wakes their threads.
     open: HashMap<usize, Arc<TcpStream>>,
     requests: Vec<Arc<Request>>,
@@ -241,6 +252,28 @@ impl Shared {
     /// The state. No code of a test runs while it is locked, so it is never poisoned.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("an unpoisoned state")
+    }
+
+    /// The scheme: what is spoken on its port.
+    fn scheme(&self) -> &'static str {
+        match self.plan.tls {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+
+    /// Scheme and authority, where clients reach it.
+    fn origin(&self) -> String {
+        match &self.plan.origin {
+            Some(origin) => origin.clone(),
+            None => format!("{}://127.0.0.1:{}", self.scheme(), self.port),
+        }
+    }
+
+    /// Whether a client that reached it so names it right in this `origin`.
+    fn is_origin(&self, origin: &str) -> bool {
+        let localhost = || format!("{}://localhost:{}", self.scheme(), self.port);
+        origin == self.origin() || (self.plan.origin.is_none() && origin == localhost())
     }
 
     /// Sleeps, but not beyond the end of the service.

@@ -2,18 +2,23 @@
 
 use crate::check::Refusal;
 use crate::http::HEAD_LIMIT;
+use crate::stream::Stream;
 use crate::{Endpoint, Request, Shared, gptalk, openai};
+use rustls::ServerConfig;
 use serde_json::Value;
 use socket2::SockRef;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// What lies between the writes of [`Peer::send_split`]: time enough for the first to be read.
 const SPLIT: Duration = Duration::from_millis(5);
+
+/// How long [`Peer::tunnel`] looks at one side before it looks at the other.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// Where events are not paced, so many bytes of them make a chunk.
 const CHUNK: usize = 64 * 1024;
@@ -26,7 +31,7 @@ pub struct Peer {
     pub(crate) shared: Arc<Shared>,
     connection: usize,
     /// None once the connection has ended.
-    stream: Option<Arc<TcpStream>>,
+    stream: Option<Stream>,
     /// What was read of the requests to come.
     buffer: Vec<u8>,
     nth: usize,
@@ -49,7 +54,7 @@ impl Peer {
         Peer {
             shared: Arc::clone(shared),
             connection,
-            stream: Some(stream),
+            stream: Some(Stream::new(stream)),
             buffer: Vec::new(),
             nth: connection,
             headers: String::new(),
@@ -89,8 +94,11 @@ impl Peer {
 
     /// Sends raw bytes, at once.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let Some(stream) = &self.stream else { return };
-        if stream.as_ref().write_all(bytes.as_ref()).is_err() {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        let sent = stream.write_all(bytes.as_ref());
+        if sent.and_then(|()| stream.flush()).is_err() {
             self.end();
         }
     }
@@ -170,12 +178,75 @@ impl Peer {
         false
     }
 
+    /// So many bytes, read from the client; fewer where it closes the connection before.
+    pub fn receive(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count {
+            if self.fill().is_err() {
+                self.end();
+                break;
+            }
+        }
+        let rest = self.buffer.split_off(count.min(self.buffer.len()));
+        mem::replace(&mut self.buffer, rest)
+    }
+
+    /// Passes bytes on between the client and a port of 127.0.0.1, in writes of at most `slice`,
+    /// until either side ends; and so does the other, then.
+    pub fn tunnel(&mut self, port: u16, slice: usize) {
+        self.tunnel_until(port, slice, usize::MAX);
+    }
+
+    /// The same until `limit` bytes have come from the port. What becomes of the client's
+    /// connection is up to the handler then.
+    pub fn tunnel_until(&mut self, port: u16, slice: usize, limit: usize) {
+        let Ok(mut far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+            return self.close();
+        };
+        let _ = far.set_nodelay(true);
+        let _ = far.set_read_timeout(Some(GLANCE));
+        self.set_timeout(Some(GLANCE));
+        let is_not_yet = |kind| matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        let (mut bytes, mut left) = ([0; 16 * 1024], limit);
+        while left > 0 {
+            match self.fill() {
+                Err(e) if !is_not_yet(e.kind()) => return self.end(),
+                _ => {}
+            }
+            let mut parts = self.buffer.chunks(slice);
+            if parts.any(|part| far.write_all(part).is_err()) {
+                return self.reset();
+            }
+            self.buffer.clear();
+            let most = left.min(bytes.len());
+            match far.read(&mut bytes[..most]) {
+                Ok(0) => return self.close(),
+                Ok(n) => {
+                    left -= n;
+                    bytes[..n].chunks(slice).for_each(|part| self.send(part));
+                }
+                Err(e) if is_not_yet(e.kind()) => {}
+                Err(_) => return self.reset(),
+            }
+        }
+        self.set_timeout(None);
+    }
+
     /// Closes the connection in order: the client reads what was sent, and then its end.
     pub fn close(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.notify_close();
+        }
+        self.cut();
+    }
+
+    /// Closes the connection as [`Peer::close`] does, but for TLS's `close_notify`, which is left
+    /// out: so ends a stream that somebody on the way has cut.
+    pub fn cut(&mut self) {
         if let Some(stream) = &self.stream {
-            let _ = stream.shutdown(Shutdown::Write);
+            let tcp = stream.tcp();
+            let _ = tcp.shutdown(Shutdown::Write);
             // Bytes left unread would make a reset of it, which may overtake what was sent.
-            let _ = stream.set_nonblocking(true);
+            let _ = tcp.set_nonblocking(true);
             while self.fill().is_ok() {
                 self.buffer.clear();
             }
@@ -186,7 +257,7 @@ impl Peer {
     /// Resets the connection: the client reads an error.
     pub fn reset(&mut self) {
         if let Some(stream) = &self.stream {
-            let _ = SockRef::from(stream.as_ref()).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
         }
         self.end();
     }
@@ -226,6 +297,17 @@ impl Peer {
         lines += "data: [DONE]\n\n";
         self.chunk(lines);
         self.last_chunk();
+    }
+
+    /// Speaks TLS from here on; where the client does not, the connection ends.
+    pub(crate) fn handshake(&mut self, config: &Arc<ServerConfig>) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        match stream.handshake(config) {
+            Ok(()) => self.shared.lock().handshakes += 1,
+            Err(_) => self.cut(),
+        }
     }
 
     /// The next request, put on record; None once the connection has ended.
@@ -281,12 +363,12 @@ impl Peer {
 
     /// Reads once, to the end of the buffer. The client's closing is an error, too.
     fn fill(&mut self) -> io::Result<()> {
-        let Some(stream) = &self.stream else {
+        let Some(stream) = &mut self.stream else {
             return Err(ErrorKind::NotConnected.into());
         };
         let mut bytes = [0; 16 * 1024];
         loop {
-            match stream.as_ref().read(&mut bytes) {
+            match stream.read(&mut bytes) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(n) => {
                     self.buffer.extend_from_slice(&bytes[..n]);
@@ -300,7 +382,7 @@ impl Peer {
 
     fn set_timeout(&self, timeout: Option<Duration>) {
         if let Some(stream) = &self.stream {
-            let _ = stream.set_read_timeout(timeout);
+            let _ = stream.tcp().set_read_timeout(timeout);
         }
     }
 

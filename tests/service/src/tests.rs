@@ -1,3 +1,4 @@
+use crate::certificates::Authority;
 use crate::{Endpoint, Peer, Request, Service};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
@@ -473,4 +474,56 @@ fn a_reset_a_close_and_a_client_that_goes() {
     assert_eq!(connect(&service).read(&mut byte).unwrap(), 0);
     drop(connect(&service));
     assert!(service.wait_until(|s| s.connections() == 3 && s.open_connections() == 0));
+}
+
+#[test]
+fn a_tunnel_and_what_is_cut_of_one() {
+    let service = Service::builder().api_key("sk-1").start();
+    let port = service.port();
+    let way = Service::builder().on_connect(move |peer| match peer.nth() {
+        0 => peer.tunnel(port, 1),
+        1 => {
+            assert_eq!(peer.receive(4), b"POST");
+            peer.close();
+        }
+        2 => {
+            peer.tunnel_until(port, 7, 12);
+            peer.close();
+        }
+        _ => peer.tunnel(port, usize::MAX),
+    });
+    let way = way.start();
+    let request = chat(&service, "", &json!({"messages": [user("Hi")]}));
+    assert_eq!(exchange(&way, &request).0, 401);
+    let read = |request: &str| {
+        let (mut stream, mut answer) = (connect(&way), String::new());
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert_eq!(read("POST"), "");
+    assert_eq!(read(&request), "HTTP/1.1 401");
+
+    let mut waiting = connect(&way);
+    assert!(service.wait_until(|s| s.open_connections() == 1));
+    let started = Instant::now();
+    drop(way);
+    assert!(started.elapsed() < Duration::from_millis(200));
+    assert!(service.wait_until(|s| s.open_connections() == 0));
+    assert!(!matches!(waiting.read(&mut [0]), Ok(1..)));
+}
+
+#[test]
+fn a_service_with_tls_speaks_nothing_else() {
+    let config = Authority::new("root").issue(&["127.0.0.1"]).config();
+    let service = Service::builder().tls(config).start();
+    assert!(service.url().starts_with("https://127.0.0.1:"));
+    let mut stream = connect(&service);
+    stream.write_all(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.first(), Some(&21), "an alert: {answer:?}");
+    assert!(service.wait_until(|s| s.open_connections() == 0));
+    assert!(service.requests().is_empty());
+    assert_eq!((service.connections(), service.handshakes()), (1, 0));
 }
