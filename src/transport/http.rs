@@ -68,7 +68,7 @@ impl Request {
             .iter()
             .map(|(name, value)| (&**name, &**value));
         let is_replaced = |name: &str| self.user_headers.iter().any(|(theirs, _)| theirs == name);
-        let ours = ours.filter(|(name, _)| !is_replaced(*name));
+        let ours = ours.filter(|(name, _)| !is_replaced(name));
 
         let mut line = |parts: &[&str]| {
             parts

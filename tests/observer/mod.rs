@@ -277,7 +277,8 @@ impl Drop for Program {
         let _ = stderr.read_to_string(&mut words);
         let status = self.child.wait().expect("a child to wait for");
         let is_silent = words.is_empty() || env::var_os(BELOW).is_some();
-        if !std::thread::panicking() && !(status.success() && is_silent) {
+        let is_well = status.success() && is_silent;
+        if !is_well && !std::thread::panicking() {
             // The thread is ending: there is nobody to catch a panic.
             eprintln!("tests/c/observer.c: {status}{words}");
             process::abort();
