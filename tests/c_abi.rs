@@ -1108,7 +1108,7 @@ fn a_small_stack_is_enough() {
         peer.last_chunk();
     });
     let service = service.start();
-    process_keeps("small_stack", &[&service.url(), kib]);
+    process_keeps("small_stack", &[&service.url(), kib, "119"]);
 }
 
 #[test]

@@ -12,8 +12,11 @@ use std::process::Command;
 use std::sync::Once;
 use std::{env, fs};
 
-use gptalk_service::Service;
-use programs::{Done, ROOT, command, compile, left_out, run, succeeds, works};
+use gptalk_service::certificates::Authority;
+use gptalk_service::{Endpoint, Service};
+use programs::{
+    Done, ROOT, command, compile, compiler, left_out, run, succeeds, succeeds_silently, works,
+};
 
 /// Stripped, and with TLS.
 const MOST_BYTES: u64 = 2_000_000;
@@ -389,4 +392,41 @@ fn the_archive_links_beside_another_one_made_of_rust() {
         let done = run(command(compile(name, cc, &[])));
         assert_eq!(done.out, "1 -1 2\n", "{}", done.err);
     }
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    let Some(prefix) = Prefix::get() else { return };
+    let source = compiler("cc", &["-std=c99", "tests/c/process.c"]);
+    let folder = prefix.0.join("lib");
+    let folder = folder.to_str().expect("a path in UTF-8");
+    let libraries = [&format!("-L{folder}"), "-lgptalk", "-lpthread"];
+    let program = compile("process-installed", source, &libraries);
+    let on_a_stack = |service: &Service, kib, depth| {
+        let mut command = command(&program);
+        command.env("LD_LIBRARY_PATH", folder);
+        command.args(["small_stack", &service.url(), kib, depth]);
+        command
+    };
+
+    // As deep as JSON may be, in what is sent and in what comes: so much is promised.
+    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    let event = format!("{{\"x\": {deep}, \"content\": \"You said: Hi\"}}");
+    let service = Service::builder().on(Endpoint::Stream, move |_, peer| {
+        peer.sse_head();
+        peer.chunk(format!("data: {event}\n\ndata: [DONE]\n\n"));
+        peer.last_chunk();
+    });
+    let service = service.start();
+    succeeds_silently(on_a_stack(&service, "128", "119"));
+
+    // And half of that is enough for everyday life, with TLS.
+    let root = Authority::new("root");
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package-root.pem");
+    fs::write(&file, root.pem()).expect("a temporary file");
+    let service = Service::builder().tls(root.issue(&["127.0.0.1"]).config());
+    let service = service.start();
+    let mut command = on_a_stack(&service, "64", "5");
+    command.env("GPTALK_CA_FILE", &file);
+    succeeds_silently(command);
 }

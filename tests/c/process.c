@@ -498,13 +498,14 @@ static void fork_with_handlers(char **args)
 
 /* ---- stacks, descriptors, locales ---- */
 
-static void *chat_on_a_stack(void *url)
+static void *chat_on_a_stack(void *data)
 {
-    char body[512] = "{\"y\": ";
-    gptalk_client *client = client_at(url);
-    memset(body + strlen(body), '[', 120);
-    memset(body + strlen(body), ']', 120);
-    strcat(body, "}");
+    char **args = data, body[512] = "{\"y\": [";
+    gptalk_client *client = client_at(args[0]);
+    size_t depth = strtoul(args[2], NULL, 10);
+    memset(body + strlen(body), '[', depth);
+    memset(body + strlen(body), ']', depth);
+    strcat(body, "]}");
     CHECK_STATUS(client, gptalk_set(client, "body", body), GPTALK_OK);
     check_chat(client, SAID_HI);
     gptalk_client_free(client);
@@ -512,7 +513,7 @@ static void *chat_on_a_stack(void *url)
     return NULL;
 }
 
-/* args: URL, KiB */
+/* args: URL, KiB, how deep the JSON is */
 static void small_stack(char **args)
 {
     pthread_attr_t attributes;
@@ -520,7 +521,7 @@ static void small_stack(char **args)
     CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
     pthread_attr_init(&attributes);
     CHECK_INT(pthread_attr_setstacksize(&attributes, strtoul(args[1], NULL, 10) * 1024), 0);
-    CHECK_INT(pthread_create(&thread, &attributes, chat_on_a_stack, args[0]), 0);
+    CHECK_INT(pthread_create(&thread, &attributes, chat_on_a_stack, args), 0);
     pthread_join(thread, NULL);
 }
 
