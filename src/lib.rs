@@ -78,12 +78,15 @@ mod client;
 mod config;
 mod error;
 mod ffi;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod message;
 mod protocol;
 mod proxy;
 mod reply;
 mod sse;
 mod stream;
+#[cfg_attr(fuzzing, allow(dead_code))] // Its sockets.
 mod sys;
 mod transport;
 mod url;
