@@ -849,3 +849,20 @@ fn a_panic_in_the_midst_of_a_login_lets_another_chat_log_in() {
     thread::scope(|scope| drop(scope.spawn(|| chats(&client, 5))));
     assert_eq!((logins(&service), texts(&service)), (2, 5));
 }
+
+/// The service counts it, for all that the client knows.
+#[test]
+fn a_submission_that_ran_out_of_time_counts_a_use() {
+    let service = fresh()
+        .on(Endpoint::Text, |request, peer| {
+            if peer.nth() == 0 {
+                assert!(peer.client_closed(Duration::from_secs(5)));
+            }
+            peer.normal(request);
+        })
+        .start();
+    let hasty = builder(&service).response_timeout(Some(Duration::from_millis(200)));
+    fails(&hasty.build().unwrap(), ErrorKind::Timeout);
+    chats(&client(&service), 5);
+    assert_eq!((logins(&service), texts(&service)), (2, 6));
+}

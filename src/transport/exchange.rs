@@ -40,6 +40,8 @@ pub(crate) struct Exchange {
     state: State,
     /// A dead idle connection has been replaced by a new one already.
     replaced: bool,
+    /// The whole request has been sent, be it on a connection that has ended since.
+    sent: bool,
 }
 
 enum State {
@@ -69,6 +71,7 @@ impl Exchange {
             limits,
             state: State::Start,
             replaced: false,
+            sent: false,
         }
     }
 
@@ -77,15 +80,9 @@ impl Exchange {
         &self.request.shown_url
     }
 
-    /// Whether the service may have the whole request, whose answer has not come yet.
+    /// Whether the service may have the whole request.
     pub fn is_sent(&self) -> bool {
-        match &self.state {
-            State::Talking(talk) => {
-                let wire = &talk.connection.wire;
-                wire.progress.queued && wire.is_sent()
-            }
-            _ => false,
-        }
+        self.sent
     }
 
     /// Whether the request went out again, on a new connection, since the one before had broken.
@@ -131,7 +128,9 @@ impl Exchange {
     fn talk(&mut self, mut talk: Talk) -> Result<Option<Answer>, Error> {
         if !talk.due {
             let sent = talk.connection.wire.sent;
-            match talk.connection.wire.pump() {
+            let pumped = talk.connection.wire.pump();
+            self.sent |= talk.is_sent();
+            match pumped {
                 Pump::Data => talk.look(),
                 Pump::Pending => {}
                 over => return self.died(talk, over),
@@ -145,6 +144,7 @@ impl Exchange {
             talk.searched = 0;
             let (connection, ran) = talk.connection.run(&self.request)?;
             talk.connection = connection;
+            self.sent |= talk.is_sent();
             match ran {
                 Ran::Header(head) => return self.answer(talk.connection, head).map(Some),
                 Ran::NotYet => {}
@@ -244,6 +244,11 @@ impl Talk {
             due: true,
             searched: 0,
         }
+    }
+
+    fn is_sent(&self) -> bool {
+        let wire = &self.connection.wire;
+        wire.progress.queued && wire.is_sent()
     }
 
     /// Bytes arrived. The first ones are parsed at once, so that garbage is told early; then

@@ -17,6 +17,8 @@ const MAX_IDLE: usize = 16;
 /// How long a connection is waited for whose last reply was left at its `[DONE]`, with the end of
 /// the body still to come: a new connection costs more than this.
 const DRAIN: Duration = Duration::from_millis(5);
+/// How much of that end is read, in bytes: a service may go on sending.
+const MAX_DRAINED: usize = 128 << 10;
 
 /// Where a connection goes, and how; connections with equal routes serve for each other.
 pub(crate) struct Route {
@@ -108,12 +110,21 @@ impl Idle {
         let wire = &mut self.connection.wire;
         if let Some(framing) = &mut self.undrained {
             let until = Instant::now() + DRAIN;
-            while !matches!(framing.skip(&mut wire.input), Ok(true)) {
-                // A service that goes on sending, or has sent nonsense, is not waited for.
+            let mut room = MAX_DRAINED;
+            loop {
+                match framing.skip(&mut wire.input) {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(_) => return false,
+                }
+                // What has come is read; for more there is a little time.
                 let left = until.saturating_duration_since(Instant::now());
-                let come = wire.is_readable(left) && !left.is_zero();
-                if !come || !matches!(wire.receive(), Pump::Data) {
+                if !wire.is_readable(left) || !matches!(wire.receive(), Pump::Data) {
                     return false;
+                }
+                match room.checked_sub(wire.input.unread().len()) {
+                    Some(less) => room = less,
+                    None => return false,
                 }
             }
         }

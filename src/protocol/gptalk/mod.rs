@@ -142,9 +142,13 @@ impl Chat {
                 }
             }
             Phase::Submit(mut lease, mut fetch) => {
-                lease.set_in_doubt(false);
-                match fetch.advance()? {
+                let step = fetch.advance();
+                // If the chat is left here, or fails without an answer, the service may count the
+                // use all the same.
+                lease.set_in_doubt(fetch.is_sent());
+                match step? {
                     Some((answer, bytes)) => {
+                        lease.set_in_doubt(false);
                         out.reply.http_status = Some(answer.status);
                         let url = fetch.shown_url().to_owned();
                         out.note(|| format!("POST {url}: HTTP {}", answer.status));
@@ -181,8 +185,6 @@ impl Chat {
                         }
                     }
                     None => {
-                        // If the chat is left here, the service may count the use all the same.
-                        lease.set_in_doubt(fetch.is_sent());
                         self.phase = Phase::Submit(lease, fetch);
                         Ok(Step::Going)
                     }
