@@ -190,7 +190,8 @@ impl Change {
                 },
             ),
             _ => Err(Error::misuse(format!(
-                "\"{key}\" is not an option; the options are {}",
+                "{:?} is not an option; the options are {}",
+                shown(key),
                 OPTIONS.join(", ")
             ))),
         }
@@ -457,10 +458,15 @@ fn put<T: 'static>(
 }
 
 fn bad(key: &str, value: &str, what_to_do: &str) -> Error {
-    let shown: String = value.chars().take(80).collect();
+    let value = shown(value);
     Error::misuse(format!(
-        "{key}: {shown:?} is not a value of it: {what_to_do}"
+        "{key}: {value:?} is not a value of it: {what_to_do}"
     ))
+}
+
+/// As much of the caller's own words as an error shows.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 fn whole(key: &str, text: &str) -> Result<u64, Error> {

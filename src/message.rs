@@ -198,8 +198,13 @@ impl Conversation {
         }
         talk.push_json(match role {
             Some(role) => talk.message(role, content),
-            None => serde_json::from_str(content)
-                .map_err(|error| Error::misuse(format!("the message is not JSON: {error}")))?,
+            None => {
+                // As deep as it may be in a list, which is to be read again.
+                let list = serde_json::from_str(&format!("[{content}]"));
+                let [message] = list
+                    .map_err(|error| Error::misuse(format!("the message is not JSON: {error}")))?;
+                message
+            }
         })?;
         Ok(talk.messages_json())
     }

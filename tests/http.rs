@@ -282,6 +282,13 @@ fn a_redirect_is_not_followed() {
         }
     }
     assert_eq!(target.connections(), 0);
+
+    let far = format!("{}/\tfar{}", target.url(), "away".repeat(1000));
+    let head = format!("HTTP/1.1 302 Found\r\nlocation: {far}\r\n");
+    let error = chat(Endpoint::Login, sized(&head, ""), stay).0.unwrap_err();
+    let text = error.to_string();
+    assert!(text.len() < 1 << 10 && text.contains("far"), "{text}");
+    assert!(!text.contains(char::is_control), "{text}");
 }
 
 // The body.

@@ -328,6 +328,11 @@ fn json_survives_the_round_trip() {
     }
     let order = r#"[{"z":1,"role":"user","a":2,"content":"Hi"}]"#;
     assert_eq!(read(order).to_json(), order, "members keep their order");
+    // A number is not another one after a while.
+    let number = r#"[{"role":"user","content":"Hi","n":123456788.124536789e-5}]"#;
+    let written = read(number).to_json();
+    assert!(written.contains("1234.567881245368}"), "{written}");
+    assert_eq!(read(&written).to_json(), written);
     let twice = read(r#"[{"role": "a", "role": "user", "content": "x", "content": "Hi"}]"#);
     assert_eq!(twice, Conversation::from("Hi"), "the last of two counts");
 }

@@ -259,6 +259,10 @@ fn an_unknown_option_is_refused_by_its_name() {
         assert_misuse(Client::builder().option(key, "1").build(), key);
     }
     assert_misuse(Client::new().set("", Some("1")), "option");
+    let odd = format!("a\nb{}", "c".repeat(1000));
+    let error = Client::new().set(&odd, Some("1")).unwrap_err().to_string();
+    assert!(error.len() < 1000, "{error}");
+    assert!(!error.contains(char::is_control), "{error:?}");
 }
 
 #[test]

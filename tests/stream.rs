@@ -748,6 +748,7 @@ fn the_piece_that_would_pass_the_limit_of_a_reply_is_not_delivered() {
         assert_eq!(outcome.kind(), Some(ErrorKind::Limit));
         assert_eq!(outcome.pieces, ["12345", "67890"]);
         assert_eq!(outcome.reply().text, "1234567890");
+        assert!(!outcome.reply().rewritten, "it was not taken");
     }
     // A character that waits for its other half counts too, when it becomes U+FFFD.
     let half =

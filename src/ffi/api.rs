@@ -8,7 +8,7 @@ use super::session::{
     Callback, Ending, OnText, Session, Turn, defect, gptalk_client, one_liner, set_one_liner,
 };
 use crate::client::{Client, apply_default, shared, shared_gate};
-use crate::config::Change;
+use crate::config::{Change, shown};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
 use crate::sys::{lock, no_fork};
@@ -343,7 +343,8 @@ pub unsafe extern "C-unwind" fn gptalk_on(
         let mut channels = lock(&client.channels);
         let slot = channels.slot(name).ok_or_else(|| {
             Error::misuse(format!(
-                "\"{name}\" is not a channel; the channels are reasoning, event, tick, log"
+                "{:?} is not a channel; the channels are reasoning, event, tick, log",
+                shown(name)
             ))
         })?;
         *slot = Callback::new(cb, userdata);

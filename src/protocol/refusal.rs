@@ -50,6 +50,7 @@ pub(super) fn refusal(
         300..=399 => {
             let target = answer.header("location").unwrap_or("nowhere");
             let target = target.split(['?', '#']).next().unwrap_or_default();
+            let target = out.excerpt(target.as_bytes());
             format!("; redirects are not followed, this one leads to {target}: set base_url to it")
         }
         429 if said.is_quota => "; the quota is used up: another try is of no use".into(),

@@ -617,6 +617,23 @@ static void push(char **args)
     gptalk_free(two);
     gptalk_free(three);
 
+    /* Whatever is made can be read again: a message is as deep as it may be in its array. */
+    char deep[300] = "{\"role\":\"user\",\"content\":\"\",\"x\":";
+    const size_t start = strlen(deep);
+    memset(deep + start, '[', 125);
+    memset(deep + start + 125, ']', 125);
+    strcpy(deep + start + 250, "}");
+    one = gptalk_push(NULL, NULL, deep);
+    CHECK(one != NULL);
+    two = gptalk_push(one, "user", "Hi");
+    CHECK(two != NULL);
+    gptalk_free(one);
+    gptalk_free(two);
+    memset(deep + start, '[', 126);
+    memset(deep + start + 126, ']', 126);
+    strcpy(deep + start + 252, "}");
+    CHECK(gptalk_push(NULL, NULL, deep) == NULL);
+
     /* The members of messages stay, in their order. */
     one = gptalk_push("[ {\"role\":\"tool\",\"tool_call_id\":\"7\",\"content\":null} ]", NULL,
                       "{\"role\":\"user\",\"name\":\"n\",\"content\":\"x\"}");
@@ -896,14 +913,16 @@ static int chat_while_logging_in(const char *text, size_t len, void *client)
     return 0;
 }
 
-/* The first login stalls; a chat inside the tick of the chat that waits for it does not. */
+/* A login with that header stalls; a chat inside the tick of the chat that waits for it does not. */
 static void nested_in_login(char **args)
 {
     gptalk_client *client = client_at(args[0]);
     CHECK_STATUS(NULL, gptalk_set(NULL, "base_url", args[0]), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_set(client, "header", "x-stall: 1"), GPTALK_OK);
     CHECK_STATUS(client, gptalk_on(client, "tick", chat_while_logging_in, client), GPTALK_OK);
     CHECK_STATUS(client, gptalk_client_chat(client, HI, NULL, NULL), GPTALK_CANCELLED);
     CHECK_STATUS(client, gptalk_on(client, "tick", NULL, NULL), GPTALK_OK);
+    CHECK_STATUS(client, gptalk_set(client, "header", NULL), GPTALK_OK);
     check_chat(client, SAID_HI);
     gptalk_client_free(client);
 }

@@ -64,19 +64,19 @@ impl Content {
         if self.half {
             whole.pop();
         }
-        let delta = match whole.strip_prefix(out.reply.text.as_str()) {
-            Some(delta) => delta,
+        let (delta, is_rewritten) = match whole.strip_prefix(out.reply.text.as_str()) {
+            Some(delta) => (delta, false),
             None => {
-                out.reply.rewritten = true;
                 let characters = out.reply.text.chars().count();
                 let start = whole.char_indices().nth(characters);
-                start.map_or("", |(at, _)| &whole[at..])
+                (start.map_or("", |(at, _)| &whole[at..]), true)
             }
         };
         if self.reserve(delta.len(), whole.len()).is_err() {
             self.half = false;
             return Err(reply_too_long(url, self.limit));
         }
+        out.reply.rewritten |= is_rewritten;
         out.text.push_str(delta);
         out.reply.text = whole;
         Ok(Step::Going)
