@@ -254,6 +254,7 @@ fn first_use() {
     if Lazy::get(&SHARED).is_none() {
         let _whole = no_fork();
         read_environment();
+        crate::transport::prepare();
         auth::open_book();
         Lazy::force(&DEFAULTS);
         Lazy::force(&SHARED);

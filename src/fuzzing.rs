@@ -1,4 +1,4 @@
-//! For the fuzzers in `fuzz/`, and with `cfg(fuzzing)` alone: a network in memory.
+//! For the fuzzers in `fuzz/`, and with `cfg(gptalk_fuzzing)` alone: a network in memory.
 //!
 //! All above the sockets is what users run: pool, HTTP, protocols, streams. A connection brings
 //! the next answer that its thread has been [given](answer); without one it is refused. Nothing

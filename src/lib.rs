@@ -78,7 +78,7 @@ mod client;
 mod config;
 mod error;
 mod ffi;
-#[cfg(fuzzing)]
+#[cfg(gptalk_fuzzing)]
 pub mod fuzzing;
 mod message;
 mod protocol;
@@ -86,7 +86,7 @@ mod proxy;
 mod reply;
 mod sse;
 mod stream;
-#[cfg_attr(fuzzing, allow(dead_code))] // Its sockets.
+#[cfg_attr(gptalk_fuzzing, allow(dead_code))] // Its sockets.
 mod sys;
 mod transport;
 mod url;

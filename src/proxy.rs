@@ -168,6 +168,10 @@ fn is_in_network(ip: IpAddr, network: &str) -> bool {
     let (Ok(base), Some(bits)) = (base.parse::<IpAddr>(), bits) else {
         return false;
     };
+    let width = if base.is_ipv4() { 32 } else { 128 };
+    if network.contains('/') && bits > width {
+        return false;
+    }
     let is_same = |a: u128, b: u128, width: u32| {
         (a ^ b).checked_shr(width.saturating_sub(bits)).unwrap_or(0) == 0
     };

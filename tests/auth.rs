@@ -484,6 +484,25 @@ fn a_submission_that_was_cancelled_before_its_answer_counts_a_use() {
     assert_eq!((logins(&service), texts(&service)), (2, 6));
 }
 
+#[test]
+fn a_submission_that_was_answered_with_nonsense_counts_a_use_whenever_that_came() {
+    for pause in [0, 200].map(Duration::from_millis) {
+        let service = fresh().on(Endpoint::Text, move |request, peer| match peer.nth() {
+            0..5 => {
+                peer.pause(pause);
+                peer.send("nonsense\r\n\r\n");
+                peer.close();
+            }
+            _ => peer.normal(request),
+        });
+        let service = service.start();
+        let client = client(&service);
+        (0..5).for_each(|_| drop(fails(&client, ErrorKind::Protocol)));
+        chat(&client);
+        assert_eq!((logins(&service), texts(&service)), (2, 6), "{pause:?}");
+    }
+}
+
 /// Nothing of it was sent: it counts for nothing.
 #[test]
 fn a_chat_that_was_cancelled_before_its_submission_counts_no_use() {

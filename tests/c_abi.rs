@@ -19,6 +19,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, process};
 
+use gptalk_service::certificates::Authority;
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use programs::{
     Done, ROOT, command, compile, compile_shared, compiler, has_cpp, left_out, libraries, run,
@@ -915,6 +916,16 @@ fn no_system_call_makes_a_thread_or_touches_a_signal() {
     let _ = fs::remove_file(&trace);
     assert_eq!(service.count(Endpoint::Text), 2);
     assert_eq!(chat, baseline);
+}
+
+#[test]
+fn the_environment_is_looked_at_once() {
+    let (service, failing) = (Service::start(), failing());
+    let stranger = Authority::new("a stranger").issue(&["127.0.0.1"]);
+    let secure = Service::builder().tls(stranger.config()).start();
+    let urls = [service.url(), failing.url(), secure.url()];
+    let urls = urls.each_ref().map(String::as_str);
+    process_keeps("environment_once", &urls);
 }
 
 #[test]

@@ -660,6 +660,31 @@ fn a_json_answer_has_a_limit_of_1_mib() {
 }
 
 #[test]
+fn a_json_answer_may_come_in_the_smallest_of_pieces() {
+    // To look at all of it after each would take half a minute.
+    let begin = format!(
+        "{{\"data\": {{\"token\": \"t\"}}, \"pad\": \"{}",
+        "x".repeat(900 << 10)
+    );
+    let drip: fn(&mut Peer) = |peer| {
+        for _ in 0..3000 {
+            peer.send("1\r\n");
+            thread::yield_now();
+            peer.send("x\r\n");
+            thread::yield_now();
+        }
+        peer.send([&*chunk("\"}"), "0\r\n\r\n"].concat());
+    };
+    let raw = [CHUNKED, &chunk(&begin)].concat();
+    let (service, _) = service(Endpoint::Login, raw, drip);
+    let client = builder(&service).build().unwrap();
+    let started = Instant::now();
+    let error = client.complete("Hi").unwrap_err();
+    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    assert_eq!(error.kind(), ErrorKind::Auth, "its token is none: {error}");
+}
+
+#[test]
 fn a_byte_order_mark_before_a_json_answer_is_nothing() {
     for endpoint in [Endpoint::Login, Endpoint::Text] {
         let raw = sized(OK, "\u{feff}{\"data\": {\"token\": \"t\"}}");

@@ -505,6 +505,22 @@ fn a_connection_whose_request_was_not_wholly_sent_is_not_used_again() {
 }
 
 #[test]
+fn a_text_that_was_not_wholly_sent_counts_no_use_of_its_login() {
+    let (service, read_on, text) = early(|peer| {
+        // Time for what the buffers take.
+        peer.pause(Duration::from_millis(100));
+        peer.reset();
+    });
+    read_on.store(true, Ordering::SeqCst);
+    let service = service.start();
+    let client = client(&service);
+    let error = client.complete(text).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    (0..5).for_each(|_| drop(works(&client)));
+    assert_eq!(service.count(Endpoint::Login), 1);
+}
+
+#[test]
 fn a_header_that_comes_before_the_request_was_read_is_an_answer() {
     let (service, read_on, text) = early(Peer::sse_head);
     let service = service

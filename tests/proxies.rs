@@ -1110,6 +1110,7 @@ fn no_proxy_may_name_addresses() {
 fn no_proxy_is_read_as_curl_reads_it_in_full() {
     let hidden = Hidden::new("http://198.51.100.7:8080");
     for (list, expected) in [
+        ("198.51.100.7/33", false),
         ("7", false),
         ("100.7", false),
         (".51.100.7", false),

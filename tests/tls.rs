@@ -1220,6 +1220,7 @@ fn the_environment_names_the_trusted_roots() {
     // Those of the system and those of others do not know this one.
     for env in [
         &[][..],
+        &[("SSL_CERT_FILE", ""), ("SSL_CERT_DIR", "")],
         &[no_file],
         &[no_dir],
         &[file, dir, ours(&other_file)],

@@ -1,6 +1,6 @@
 //! Answers that are wanted whole.
 
-use super::json::parse_json;
+use super::json::{Brackets, parse_json};
 use super::{MAX_ERROR, MAX_JSON};
 use crate::error::{Error, ErrorKind};
 use crate::transport::{Answer, Exchange, Part};
@@ -10,8 +10,9 @@ pub(super) struct Fetch {
     exchange: Exchange,
     answer: Option<Answer>,
     bytes: Vec<u8>,
-    /// How much of it was found not to be whole.
+    /// How much of it the brackets have seen.
     looked_at: usize,
+    brackets: Brackets,
 }
 
 impl Fetch {
@@ -21,6 +22,7 @@ impl Fetch {
             answer: None,
             bytes: Vec::new(),
             looked_at: 0,
+            brackets: Brackets::default(),
         }
     }
 
@@ -31,6 +33,7 @@ impl Fetch {
             answer: Some(answer),
             bytes: Vec::new(),
             looked_at: 0,
+            brackets: Brackets::default(),
         }
     }
 
@@ -64,12 +67,12 @@ impl Fetch {
                 self.bytes.len() > limit
             }
             // Whoever has sent a whole document need not end the body too.
-            Ok(Part::Pending) => is_new_document(&self.bytes, &mut self.looked_at),
+            Ok(Part::Pending) => is_whole(&self.bytes, &mut self.looked_at, &mut self.brackets),
             Ok(Part::End) => true,
             // The status says more than the way the body ended.
             Err(_) if is_error => true,
             // So does a whole document.
-            Err(_) if is_new_document(&self.bytes, &mut self.looked_at) => true,
+            Err(_) if is_whole(&self.bytes, &mut self.looked_at, &mut self.brackets) => true,
             Err(error) => return Err(error),
         };
         if self.bytes.len() > limit && !is_error {
@@ -92,8 +95,12 @@ pub(super) fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
-/// Whether what has come is a JSON document that was not whole when it was looked at last.
-fn is_new_document(bytes: &[u8], looked_at: &mut usize) -> bool {
-    let is_new = std::mem::replace(looked_at, bytes.len()) != bytes.len();
-    is_new && matches!(bytes.first(), Some(b'{' | b'[')) && parse_json(bytes).is_some()
+/// Whether a JSON document has become whole. Parsed once, when its last bracket has come: then it is
+/// one, or never will be.
+fn is_whole(bytes: &[u8], looked_at: &mut usize, brackets: &mut Brackets) -> bool {
+    if brackets.closed || !matches!(bytes.first(), Some(b'{' | b'[')) {
+        return false;
+    }
+    let new = &bytes[std::mem::replace(looked_at, bytes.len())..];
+    brackets.feed(new).is_some() && parse_json(bytes).is_some()
 }

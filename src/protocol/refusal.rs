@@ -48,10 +48,14 @@ pub(super) fn refusal(
     };
     let advice = match status {
         300..=399 => {
-            let target = answer.header("location").unwrap_or("nowhere");
+            let target = answer.header("location").unwrap_or_default();
             let target = target.split(['?', '#']).next().unwrap_or_default();
-            let target = out.excerpt(target.as_bytes());
-            format!("; redirects are not followed, this one leads to {target}: set base_url to it")
+            match out.excerpt(target.as_bytes()).as_str() {
+                "" => "; redirects are not followed".to_owned(),
+                target => format!(
+                    "; redirects are not followed, this one leads to {target}: set base_url to it"
+                ),
+            }
         }
         429 if said.is_quota => "; the quota is used up: another try is of no use".into(),
         429 => "; wait before the next try".into(),

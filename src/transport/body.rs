@@ -10,7 +10,7 @@ use super::http::Connection;
 use super::pool::Pool;
 use super::wire::{Input, Pump};
 use super::{Limits, timeout};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, words};
 
 /// How a body ends, and how far it has come.
 #[derive(Debug)]
@@ -291,7 +291,7 @@ impl Body {
                 }
                 Pump::Ended => return Err(self.cut("closed the connection")),
                 Pump::Failed(error) => {
-                    return Err(self.cut(&format!("broke the connection ({error})")));
+                    return Err(self.cut(&format!("broke the connection ({})", words(&error))));
                 }
             }
         }

@@ -11,10 +11,10 @@ use super::tunnel::{Say, Tunnel};
 use super::wire::{Io, Pump, Tls, Wire};
 use super::{Limits, is_not_yet, timeout, tls};
 use crate::error::{Error, ErrorKind, words};
-#[cfg(fuzzing)]
+#[cfg(gptalk_fuzzing)]
 use crate::fuzzing::Socket;
 use crate::proxy::ProxyScheme;
-#[cfg(not(fuzzing))]
+#[cfg(not(gptalk_fuzzing))]
 use crate::sys::Socket;
 use crate::url::{is_private, is_private_host};
 
@@ -352,7 +352,7 @@ fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
         )
         .with_code("dns")
     };
-    #[cfg(fuzzing)]
+    #[cfg(gptalk_fuzzing)]
     let host = crate::fuzzing::resolved(host);
     let addrs = (host, port).to_socket_addrs().map_err(|error| {
         let text = error.to_string();

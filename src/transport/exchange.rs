@@ -15,7 +15,7 @@ use super::http::{Connection, Head, MAX_HEADER, Ran, Request};
 use super::pool::{Pool, Route};
 use super::wire::{Progress, Pump};
 use super::{Limits, timeout, tls};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, words};
 
 /// An answer's header, and its body to be read.
 pub(crate) struct Answer {
@@ -149,6 +149,7 @@ impl Exchange {
                 Ran::Header(head) => return self.answer(talk.connection, head).map(Some),
                 Ran::NotYet => {}
                 Ran::Over(over) => return self.died(talk, over),
+                Ran::Bad(error) => return Err(error),
             }
         }
         match self.limits.response {
@@ -169,17 +170,17 @@ impl Exchange {
 
     /// The connection ended before the header was whole.
     fn died(&mut self, talk: Talk, over: Pump) -> Result<Option<Answer>, Error> {
+        let answered = talk.connection.wire.progress.answered;
         let refusal = match &over {
-            Pump::Failed(error) if tls::is_refusal(error) => Some(tls::reason(error)),
+            Pump::Failed(error) if !answered && tls::is_refusal(error) => Some(tls::reason(error)),
             _ => None,
         };
         let how = match over {
-            Pump::Failed(error) => format!("broke the connection ({error})"),
+            Pump::Failed(error) => format!("broke the connection ({})", words(&error)),
             _ => "closed the connection".to_owned(),
         };
         let url = &self.request.shown_url;
-        if !talk.connection.wire.progress.answered && talk.connection.wire.reused && !self.replaced
-        {
+        if !answered && talk.connection.wire.reused && !self.replaced {
             // The service had closed it while it was idle, or closes it as we write.
             self.replaced = true;
             self.state = State::Start;
@@ -191,7 +192,7 @@ impl Exchange {
                 format!("no TLS connection to {url}: {why}"),
             ));
         }
-        let when = match talk.connection.wire.progress.answered {
+        let when = match answered {
             true => "in the middle of its answer's header",
             false => "without an answer",
         };
@@ -248,7 +249,7 @@ impl Talk {
 
     fn is_sent(&self) -> bool {
         let wire = &self.connection.wire;
-        wire.progress.queued && wire.is_sent()
+        wire.progress.queued && wire.is_sent() && !wire.progress.torn
     }
 
     /// Bytes arrived. The first ones are parsed at once, so that garbage is told early; then

@@ -16,9 +16,9 @@
 //!                       ▼ the header is there: run again
 //! ```
 //!
-//! ureq logs what it is asked, URL and headers and all, and a program that uses us may have a
-//! logger: so no secret may come to its ears. It is told of a bare `GET`, which it writes into a
-//! buffer that goes nowhere; out goes what [`Request::write`] writes.
+//! At the level `trace` ureq logs what it is asked, URL and headers and all, and a program that uses
+//! us may have a logger: so no secret of ours comes to its ears. It is told of a bare `GET`, which it
+//! writes into a buffer that goes nowhere; out goes what [`Request::write`] writes.
 //!
 //! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
 //! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
@@ -29,6 +29,7 @@
 use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
+use once_cell::sync::Lazy;
 use ureq::http::HeaderMap;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
@@ -118,6 +119,26 @@ pub(super) enum Ran {
     Header(Head),
     NotYet,
     Over(Pump),
+    /// What came is no header.
+    Bad(Error),
+}
+
+/// Made once, with the library's first use: ureq looks for a proxy in the environment, whatever it is
+/// told of one, and a host may change its environment later on.
+static CONFIG: Lazy<ureq::config::Config> = Lazy::new(|| {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .max_response_header_size(MAX_HEADER)
+        .max_idle_connections(0)
+        .proxy(None)
+        .build()
+});
+
+/// What is made once, and looks at the environment.
+pub(crate) fn prepare() {
+    Lazy::force(&CONFIG);
 }
 
 /// A wire and the agent that runs over it.
@@ -147,16 +168,8 @@ impl Slot {
 
 impl Connection {
     pub fn new(wire: Wire) -> Connection {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .max_response_header_size(MAX_HEADER)
-            .max_idle_connections(0)
-            .proxy(None)
-            .build();
         let slot = Slot::default();
-        let agent = Agent::with_parts(config, slot.clone(), NoResolver);
+        let agent = Agent::with_parts(CONFIG.clone(), slot.clone(), NoResolver);
         Connection {
             wire: Box::new(wire),
             link: Link { agent, slot },
@@ -192,17 +205,17 @@ impl Connection {
                 None if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
                 None => Ran::Over(Pump::Failed(error)),
             },
-            Err(ureq::Error::LargeResponseHeader(..)) => return Err(header_limit(url)),
+            Err(ureq::Error::LargeResponseHeader(..)) => Ran::Bad(header_limit(url)),
             Err(ureq::Error::Protocol(error)) => {
                 let input = wire.input.unread();
                 let seen = String::from_utf8_lossy(&input[..input.len().min(MAX_HEADER)]);
                 let words = error.to_string();
-                return Err(if words.contains("too many headers") {
+                Ran::Bad(if words.contains("too many headers") {
                     header_limit(url)
                 } else {
                     Error::protocol(format!("{url} did not answer in HTTP ({words})"))
                         .with_quote(seen.into_owned())
-                });
+                })
             }
             Err(error) => {
                 return Err(Error::new(ErrorKind::Internal, format!("{url}: {error}")));
@@ -304,10 +317,6 @@ impl Transport for Lent {
     /// Asked at the end of a body, which is read elsewhere.
     fn is_open(&mut self) -> bool {
         false
-    }
-
-    fn is_tls(&self) -> bool {
-        self.wire.as_ref().is_some_and(|wire| wire.io.is_tls())
     }
 }
 

@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind};
 
 pub(crate) use body::{Body, Part};
 pub(crate) use exchange::{Answer, Exchange};
-pub(crate) use http::Request;
+pub(crate) use http::{Request, prepare};
 pub(crate) use pool::{Pool, Route};
 
 pub(crate) use crate::sys::SLICE;

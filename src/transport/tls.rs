@@ -42,8 +42,8 @@ fn system_config() -> Result<&'static Arc<ClientConfig>, Error> {
     static CONFIG: Lazy<PerProcess<OnceCell<Arc<ClientConfig>>>> = Lazy::new(PerProcess::default);
     CONFIG.get().get_or_try_init(|| {
         let (file, dirs) = (
-            environment_var("SSL_CERT_FILE"),
-            environment_var("SSL_CERT_DIR"),
+            environment_var("SSL_CERT_FILE").filter(|file| !file.is_empty()),
+            environment_var("SSL_CERT_DIR").filter(|dirs| !dirs.is_empty()),
         );
         let found = match (file, dirs) {
             (None, None) => system_roots(),

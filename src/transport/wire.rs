@@ -8,9 +8,9 @@ use rustls::ClientConnection;
 
 use super::is_not_yet;
 use super::pool::Route;
-#[cfg(fuzzing)]
+#[cfg(gptalk_fuzzing)]
 use crate::fuzzing::Socket;
-#[cfg(not(fuzzing))]
+#[cfg(not(gptalk_fuzzing))]
 use crate::sys::Socket;
 
 /// What bytes go through: TCP, or TLS over either (a proxy may be reached by TLS itself).
@@ -30,10 +30,6 @@ impl Io {
             Io::Tcp(socket) => socket,
             Io::Tls(tls) => tls.under.tcp(),
         }
-    }
-
-    pub fn is_tls(&self) -> bool {
-        matches!(self, Io::Tls(_))
     }
 
     /// Whether TLS has something for the reader that the socket does not show any more: decrypted
@@ -178,6 +174,8 @@ pub(super) struct Wire {
 pub(super) struct Progress {
     /// The whole request is queued as output, or sent.
     pub queued: bool,
+    /// The connection broke before all of it was sent.
+    pub torn: bool,
     /// A byte of the answer has come.
     pub answered: bool,
     /// Bytes of headers that have been read, informational ones (1xx) included.
@@ -203,6 +201,7 @@ impl Wire {
     pub fn pump(&mut self) -> Pump {
         if let Err(error) = self.send() {
             // The service may have answered before it closed: read that first.
+            self.progress.torn = true;
             self.output.clear();
             self.sent = 0;
             return match self.receive() {

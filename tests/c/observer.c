@@ -69,6 +69,8 @@ static void chat(gptalk_client *client, const char *messages, int pulled)
     long long begun = now_ms(), took;
     gptalk_status status;
     const char *error, *code, *text;
+    int64_t len;
+    int is_rewritten;
 
     if (pulled) {
         const char *piece;
@@ -85,17 +87,17 @@ static void chat(gptalk_client *client, const char *messages, int pulled)
 
     CHECK_INT(gptalk_get_int(client, "pieces"), said.pieces);
     CHECK(status != GPTALK_INTERNAL);
-    /* Each text is borrowed until the next is asked for. */
+    /* Each text is borrowed until the next call. */
+    code = gptalk_get(client, "error_code");
+    is_rewritten = code != NULL && strcmp(code, "rewritten") == 0;
+    len = gptalk_get_int(client, "text_len");
     text = gptalk_get(client, "text");
     CHECK(text != NULL);
-    CHECK(is_utf8((const unsigned char *)text, gptalk_get_int(client, "text_len")));
-    code = gptalk_get(client, "error_code");
-    if (code == NULL || strcmp(code, "rewritten") != 0) {
-        text = gptalk_get(client, "text");
-        CHECK_INT(gptalk_get_int(client, "text_len"), said.len);
+    CHECK(is_utf8((const unsigned char *)text, len));
+    if (!is_rewritten) {
+        CHECK_INT(len, said.len);
         CHECK(said.len == 0 || memcmp(text, said.text, said.len) == 0);
     }
-    code = gptalk_get(client, "error_code");
     printf("%s %lld %zu %zu %zu\n", gptalk_status_name(status), took, said.len,
            length(gptalk_get(client, "error")), length(gptalk_get(client, "error_code")));
     fwrite(said.text, 1, said.len, stdout);

@@ -66,6 +66,38 @@ static void no_more_processes(char **args)
     chat_alone(args);
 }
 
+/* In place of the system's: the library is to look once, and never while a host changes it. */
+static int looks;
+
+char *getenv(const char *name)
+{
+    extern char **environ;
+    const size_t len = strlen(name);
+    char **variable;
+    looks++;
+    for (variable = environ; *variable != NULL; variable++)
+        if (strncmp(*variable, name, len) == 0 && (*variable)[len] == '=')
+            return *variable + len + 1;
+    return NULL;
+}
+
+/* args: URL, URL of a service that fails, https URL */
+static void environment_once(char **args)
+{
+    gptalk_client *bad, *secure;
+    chat_alone(args);
+    CHECK(looks > 0);
+    looks = 0;
+    chat_alone(args);
+    bad = client_at(args[1]);
+    CHECK_STATUS(bad, gptalk_client_chat(bad, HI, NULL, NULL), GPTALK_SERVER);
+    gptalk_client_free(bad);
+    secure = client_at(args[2]);
+    CHECK_STATUS(secure, gptalk_client_chat(secure, HI, NULL, NULL), GPTALK_TLS);
+    gptalk_client_free(secure);
+    CHECK_INT(looks, 0);
+}
+
 /* ---- signals ---- */
 
 struct signals {
@@ -711,6 +743,7 @@ static const struct promise promises[] = {
     {"closed_descriptors", closed_descriptors},
     {"no_descriptors_left", no_descriptors_left},
     {"comma_locale", comma_locale},
+    {"environment_once", environment_once},
     {"no_growth", no_growth},
     {"bounded_memory", bounded_memory},
     {"every_way", every_way},

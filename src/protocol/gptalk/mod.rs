@@ -219,7 +219,9 @@ impl Chat {
                             "{url} broke the connection without an answer, and refused the stream \
                              when asked again (HTTP {status})"
                         );
-                        return Err(Error::new(ErrorKind::Network, what).with_code("closed"));
+                        let body = error.body().unwrap_or_default().to_owned();
+                        let error = Error::new(ErrorKind::Network, what);
+                        return Err(error.with_code("closed").with_body(body));
                     }
                     Err(error)
                 }
