@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event};
 use gptalk_service::{Endpoint, Peer, Service};
 use observer::{Fault, Seen, hold, hold_until_cured};
-use programs::left_out;
+use programs::{free_port, left_out};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
@@ -151,12 +151,6 @@ impl Blackhole {
 
 fn blackhole() -> Blackhole {
     Blackhole::new(Ipv4Addr::LOCALHOST.into(), 0)
-}
-
-/// A port where nobody listens.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Runs one test of this file in a process of its own, below `wrapper`, and tells it a URL.

@@ -4,9 +4,8 @@
 mod observer;
 mod programs;
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Protocol, Reply};
 use gptalk_service::certificates::Authority;
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
 use observer::{Fault, hold};
-use programs::left_out;
+use programs::{Program, free_port, left_out};
 use rustls::ServerConfig;
 
 /// How late a time limit may be noticed, and how slow a machine may be that runs other tests too.
@@ -209,11 +208,6 @@ fn took(limit: Duration, since: Instant) {
         took >= limit && took < limit + LATE,
         "{took:?} for a limit of {limit:?}"
     );
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 // HTTP proxies.
@@ -1192,44 +1186,6 @@ fn a_proxy_that_cannot_be_used_is_a_misuse_and_never_gone_round() {
 }
 
 // Proxies that others have written.
-
-/// Runs a program as long as the standard input is held, which ends with this process, however
-/// that ends.
-const KEEPER: &str = r#"
-    exec 3<&0
-    "$@" </dev/null 3<&- & program=$!
-    { read -r _ <&3; kill -9 $program; } 2>/dev/null &
-    wait $program
-"#;
-
-/// A program that listens on a port, until it is dropped.
-struct Program(Child);
-
-impl Program {
-    /// Started with these words; `None` where it ended before it listened.
-    fn start(words: &[&str], port: u16) -> Option<Program> {
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).args(words);
-        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut program = Program(keeper.stderr(Stdio::null()).spawn().expect("a shell"));
-        let until = Instant::now() + programs::LONG;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let has_ended = program.0.try_wait().expect("a child").is_some();
-            if has_ended || Instant::now() > until {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Some(program)
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {

@@ -326,7 +326,7 @@ fn handle(seed: u64, request: &Request, peer: &mut Peer) {
     let mut rng = Rng::new(!seed, n << 20 | begun);
     let is_reply = is_reply(request.endpoint);
     match fault {
-        Break => return rng.pick(&[Peer::close, Peer::reset])(peer),
+        Break => return rng.pick::<fn(&mut Peer)>(&[Peer::close, Peer::reset])(peer),
         Silence if !is_reply || rng.one_in(3) => return peer.stall(),
         Garbage => {
             let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(70 << 10));
@@ -590,8 +590,10 @@ fn chat(client: &mut Client, seed: u64, n: u64, url: &str) -> String {
         (!is_cancelled || is_left, "nobody has cancelled it"),
         (is_right, "its fault does not end it so"),
     ] {
-        let why = format_args!("{what}:\n{talk:?}\n{plan:?}");
-        assert!(holds, "{SEED}={seed}: chat {n}: {why}");
+        assert!(
+            holds,
+            "{SEED}={seed}: chat {n}: {what}:\n{talk:?}\n{plan:?}"
+        );
     }
     let end = match kind {
         _ if is_dropped => "dropped",

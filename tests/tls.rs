@@ -4,9 +4,8 @@
 mod observer;
 mod programs;
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use gptalk_service::certificates::rcgen::{
 use gptalk_service::certificates::{Authority, Identity};
 use gptalk_service::{Builder, Endpoint, Peer, Service};
 use observer::{Fault, Seen as SeenFromC, hold, hold_until_cured};
-use programs::{left_out, works as is_here};
+use programs::{Program, free_port, left_out, works as is_here};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
@@ -1302,44 +1301,6 @@ fn no_secret_is_shown_of_chats_that_fail() {
 
 // Servers that others have written.
 
-/// Runs a program as long as the standard input is held, which ends with this process, however
-/// that ends.
-const KEEPER: &str = r#"
-    exec 3<&0
-    "$@" </dev/null 3<&- & program=$!
-    { read -r _ <&3; kill -9 $program; } 2>/dev/null &
-    wait $program
-"#;
-
-/// A program that listens on a port, until it is dropped.
-struct Program(Child);
-
-impl Program {
-    /// Started with these words; `None` where it ended before it listened.
-    fn start(words: &[&str], port: u16) -> Option<Program> {
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).args(words);
-        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut program = Program(keeper.stderr(Stdio::null()).spawn().expect("a shell"));
-        let until = Instant::now() + programs::LONG;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let has_ended = program.0.try_wait().expect("a child").is_some();
-            if has_ended || Instant::now() > until {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Some(program)
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
 /// A program that speaks TLS before a service of ours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Front {
@@ -1426,11 +1387,6 @@ impl Front {
         }
         panic!("{self:?} does not start: see {folder}");
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -276,4 +277,50 @@ pub fn cuts() -> Service {
             peer.close();
         })
         .start()
+}
+
+// ---- programs that others have written, and that listen ----
+
+/// A port where nobody listens.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Runs a program as long as the standard input is held, which ends with this process, however
+/// that ends.
+const KEEPER: &str = r#"
+    exec 3<&0
+    "$@" </dev/null 3<&- & program=$!
+    { read -r _ <&3; kill -9 $program; } 2>/dev/null &
+    wait $program
+"#;
+
+/// A program that listens on a port, until it is dropped.
+pub struct Program(Child);
+
+impl Program {
+    /// Started with these words; `None` where it ended before it listened.
+    pub fn start(words: &[&str], port: u16) -> Option<Program> {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).args(words);
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut program = Program(keeper.stderr(Stdio::null()).spawn().expect("a shell"));
+        let until = Instant::now() + LONG;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            let has_ended = program.0.try_wait().expect("a child").is_some();
+            if has_ended || Instant::now() > until {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Some(program)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }

@@ -295,8 +295,8 @@ impl Peer {
         }
         lines.extend(last.iter().map(line));
         lines += "data: [DONE]\n\n";
-        self.chunk(lines);
-        self.last_chunk();
+        // In one go: a client that leaves at the [DONE] has the end of the body at hand.
+        self.send(format!("{:x}\r\n{lines}\r\n0\r\n\r\n", lines.len()));
     }
 
     /// Speaks TLS from here on; where the client does not, the connection ends.
