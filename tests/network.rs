@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event};
 use gptalk_service::{Endpoint, Peer, Service};
-use observer::{Fault, Seen, hold, hold_until_cured};
+use observer::{Fault, Seen, hold, hold_until_cured, ticks_and_is_cancelled};
 use programs::{free_port, left_out};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -925,43 +925,6 @@ fn nothing_is_retried_after_the_first_text() {
 }
 
 // Ticks and cancelling, in every phase in which a chat waits.
-
-/// The chat ticks while it waits, and a cancel from another thread ends it.
-#[track_caller]
-fn ticks_and_is_cancelled(client: ClientBuilder, text: &str) {
-    // Without ticks the test must end too.
-    let client = client
-        .timeout(Some(Duration::from_secs(5)))
-        .build()
-        .unwrap();
-    let mut stream = client.stream(text).unwrap();
-    let (started, mut ticks, mut cancel) = (Instant::now(), 0, None);
-    while let Some(event) = stream.next_event() {
-        ticks += usize::from(event == Event::Tick);
-        if ticks == 3 && cancel.is_none() {
-            assert!(
-                started.elapsed() < Duration::from_millis(300) + LATE,
-                "ticks come rarely"
-            );
-            let handle = client.cancel_handle();
-            cancel = Some(thread::spawn(move || {
-                let now = Instant::now();
-                assert!(handle.cancel(), "there is a chat to cancel");
-                now
-            }));
-        }
-    }
-    let ended = Instant::now();
-    let error = stream.finish().expect_err("a failure");
-    assert_eq!(ticks.min(3), 3, "ticks do not come: {error}");
-    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
-    let latency = ended.saturating_duration_since(cancel.unwrap().join().unwrap());
-    assert!(
-        latency < Duration::from_millis(250 + 250),
-        "cancelled after {latency:?}"
-    );
-    assert!(!client.cancel_handle().cancel(), "no chat is left");
-}
 
 /// The same, in the phase that a handler of the service makes last.
 #[track_caller]

@@ -14,7 +14,7 @@ use std::{env, fs, process, thread};
 use gptalk::{Client, ClientBuilder, Error, ErrorKind, Event, Protocol, Reply};
 use gptalk_service::certificates::Authority;
 use gptalk_service::{Builder, Endpoint, Peer, Request, Service};
-use observer::{Fault, hold};
+use observer::{Fault, hold, ticks_and_is_cancelled};
 use programs::{Program, free_port, left_out};
 use rustls::ServerConfig;
 
@@ -819,7 +819,7 @@ fn ticks_and_cancel_while_a_proxy_hangs() {
             scope.spawn(move || {
                 let proxy = Service::builder().on_connect(hang).start();
                 let with = url_with_password(scheme, &proxy);
-                ticks_and_is_cancelled(builder("https://192.0.2.1", &with, Protocol::Openai));
+                ticks_and_is_cancelled(builder("https://192.0.2.1", &with, Protocol::Openai), "Hi");
                 assert!(
                     proxy.wait_until(|s| s.open_connections() == 0),
                     "the connection is closed"
@@ -827,38 +827,6 @@ fn ticks_and_cancel_while_a_proxy_hangs() {
             });
         }
     });
-}
-
-/// The chat ticks while it waits, and a cancel from another thread ends it.
-#[track_caller]
-fn ticks_and_is_cancelled(client: ClientBuilder) {
-    // Without ticks the test must end too.
-    let client = client
-        .connect_timeout(Some(PATIENCE))
-        .timeout(Some(PATIENCE));
-    let client = client.build().unwrap();
-    let mut stream = client.stream("Hi").unwrap();
-    let (started, mut ticks, mut cancel) = (Instant::now(), 0, None);
-    while let Some(event) = stream.next_event() {
-        ticks += u32::from(event == Event::Tick);
-        if ticks == 3 && cancel.is_none() {
-            let rarely = Duration::from_millis(300) + LATE;
-            assert!(started.elapsed() < rarely, "ticks come rarely");
-            let handle = client.cancel_handle();
-            cancel = Some(thread::spawn(move || {
-                let now = Instant::now();
-                assert!(handle.cancel(), "there is a chat to cancel");
-                now
-            }));
-        }
-    }
-    let ended = Instant::now();
-    let error = stream.finish().expect_err("a failure");
-    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
-    let cancelled = cancel.expect("ticks").join().unwrap();
-    let latency = ended.saturating_duration_since(cancelled);
-    let most = Duration::from_millis(250 + 250);
-    assert!(latency < most, "cancelled after {latency:?}");
 }
 
 // Which proxy it is.

@@ -17,7 +17,7 @@ use gptalk_service::certificates::rcgen::{
 };
 use gptalk_service::certificates::{Authority, Identity};
 use gptalk_service::{Builder, Endpoint, Peer, Service};
-use observer::{Fault, Seen as SeenFromC, hold, hold_until_cured};
+use observer::{Fault, Seen as SeenFromC, hold, hold_until_cured, ticks_and_is_cancelled};
 use programs::{Program, free_port, left_out, works as is_here};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
@@ -700,35 +700,10 @@ fn a_handshake_that_hangs_or_drips_ends_at_its_time_limit() {
     }
 }
 
-/// The chat ticks while it waits, and a cancel from another thread ends it.
+/// The chat ticks while it waits, and a cancel ends it and its connection.
 #[track_caller]
-fn ticks_and_is_cancelled(service: &Service, prompt: &str) {
-    let client = builder(&service.url(), Protocol::Openai)
-        .connect_timeout(Some(PATIENCE))
-        .timeout(Some(PATIENCE));
-    let client = client.build().unwrap();
-    let mut stream = client.stream(prompt).unwrap();
-    let (started, mut ticks, mut cancel) = (Instant::now(), 0, None);
-    while let Some(event) = stream.next_event() {
-        ticks += u32::from(event == Event::Tick);
-        if ticks == 3 && cancel.is_none() {
-            let rarely = Duration::from_millis(300) + LATE;
-            assert!(started.elapsed() < rarely, "ticks come rarely");
-            let handle = client.cancel_handle();
-            cancel = Some(thread::spawn(move || {
-                let now = Instant::now();
-                assert!(handle.cancel(), "there is a chat to cancel");
-                now
-            }));
-        }
-    }
-    let ended = Instant::now();
-    let error = stream.finish().expect_err("a failure");
-    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
-    let cancelled = cancel.expect("ticks").join().unwrap();
-    let latency = ended.saturating_duration_since(cancelled);
-    let most = Duration::from_millis(250 + 250);
-    assert!(latency < most, "cancelled after {latency:?}");
+fn waits_well(service: &Service, prompt: &str) {
+    ticks_and_is_cancelled(builder(&service.url(), Protocol::Openai), prompt);
     assert!(
         service.wait_until(|s| s.open_connections() == 0),
         "the connection is closed"
@@ -738,7 +713,7 @@ fn ticks_and_is_cancelled(service: &Service, prompt: &str) {
 #[test]
 fn ticks_and_cancel_during_a_handshake() {
     for hang in [Peer::stall, drip_a_record] {
-        ticks_and_is_cancelled(&fumbles(hang), "Hi");
+        waits_well(&fumbles(hang), "Hi");
     }
     // The server's part comes, but for its last byte: of a record that has begun.
     let part = |peer: &mut Peer, port| {
@@ -746,7 +721,7 @@ fn ticks_and_cancel_during_a_handshake() {
         peer.stall();
     };
     let (_way, service) = behind(Service::builder(), part);
-    ticks_and_is_cancelled(&service, "Hi");
+    waits_well(&service, "Hi");
 }
 
 #[test]
@@ -757,7 +732,7 @@ fn ticks_and_cancel_inside_a_record() {
         peer.stall();
     });
     let prompt = "x".repeat(1 << 10);
-    ticks_and_is_cancelled(&service, &prompt);
+    waits_well(&service, &prompt);
     assert_eq!(service.count(Endpoint::Chat), 1);
 }
 

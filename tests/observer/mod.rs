@@ -24,9 +24,10 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use gptalk::{Client, Conversation, Error, Reply};
+use gptalk::{Client, ClientBuilder, Conversation, Error, ErrorKind, Event, Reply};
 use gptalk_service::{Builder, Endpoint, Peer};
 
 use crate::programs::{command, compile_shared, compiler};
@@ -183,6 +184,42 @@ fn in_rust(options: &[(&str, &str)], turn: impl Fn(bool), cure: &[(&str, &str)])
     let next = chat(cure, false);
     assert_eq!(next.status, "ok", "after {seen:?}: {next:?}");
     seen
+}
+
+/// The chat ticks while it waits, and a cancel from another thread ends it.
+#[track_caller]
+pub fn ticks_and_is_cancelled(client: ClientBuilder, text: &str) {
+    // Without ticks the test must end too.
+    let limit = Some(Duration::from_secs(5));
+    let client = client.connect_timeout(limit).timeout(limit);
+    let client = client.build().unwrap();
+    let mut stream = client.stream(text).unwrap();
+    let (started, mut ticks, mut cancel) = (Instant::now(), 0, None);
+    while let Some(event) = stream.next_event() {
+        ticks += usize::from(event == Event::Tick);
+        if ticks == 3 && cancel.is_none() {
+            assert!(
+                started.elapsed() < Duration::from_millis(300) + LATE,
+                "ticks come rarely"
+            );
+            let handle = client.cancel_handle();
+            cancel = Some(thread::spawn(move || {
+                let now = Instant::now();
+                assert!(handle.cancel(), "there is a chat to cancel");
+                now
+            }));
+        }
+    }
+    let ended = Instant::now();
+    let error = stream.finish().expect_err("a failure");
+    assert_eq!(ticks.min(3), 3, "ticks do not come: {error}");
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    let latency = ended.saturating_duration_since(cancel.unwrap().join().unwrap());
+    assert!(
+        latency < Duration::from_millis(250 + 250),
+        "cancelled after {latency:?}"
+    );
+    assert!(!client.cancel_handle().cancel(), "no chat is left");
 }
 
 /// The variable with the command that the program runs below.
