@@ -62,6 +62,20 @@ impl Lines {
         Ok(Some(without_bom(line, &mut self.begun)))
     }
 
+    /// Whether a line begins with what follows.
+    pub fn is_at_start(&self) -> bool {
+        self.handed_out || self.partial.is_empty()
+    }
+
+    /// What has been read elsewhere: the beginning of a line, in pieces.
+    pub fn begin_with(&mut self, pieces: &[&[u8]]) {
+        self.partial.clear();
+        pieces
+            .iter()
+            .for_each(|piece| self.partial.extend_from_slice(piece));
+        (self.handed_out, self.after_cr) = (false, false);
+    }
+
     /// The line that `part` goes on with, from its beginning; what follows its end, too.
     pub fn peek<'a>(&'a self, part: &'a [u8]) -> impl Iterator<Item = &'a u8> {
         let partial: &[u8] = if self.handed_out { &[] } else { &self.partial };

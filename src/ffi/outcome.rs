@@ -90,7 +90,7 @@ fn inside(json: &str, pointer: &str) -> Option<String> {
     let mut value: Value = serde_json::from_str(json).ok()?;
     for name in pointer.split('/') {
         if let Value::String(text) = &value {
-            value = parse_event(text).ok()?.0;
+            value = parse_event(text).ok()?.0.to_value();
         }
         let name = name.replace("~1", "/").replace("~0", "~");
         value = match value {

@@ -7,9 +7,8 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value};
-
-use super::json::{Brackets, Halves, parse_event};
+use super::hot::{Fed, Field, Hot};
+use super::json::{Brackets, Halves, Json, parse_event};
 use super::{EXCERPT, MAX_JSON, MAX_SECRET, Out, Step};
 use crate::error::{Error, ErrorKind};
 use crate::sse::{self, LineTooLong, Lines, MAX_LINE};
@@ -24,8 +23,22 @@ pub(super) trait Dialect {
     /// data lines of an event are joined, as the standard says.
     const LINES_ARE_EVENTS: bool;
 
+    /// Each event has the whole reply so far.
+    const IS_CUMULATIVE: bool;
+
+    /// The names of the members that [`string`](Dialect::string) may be.
+    const STRINGS: &[&str];
+
     /// Reads an event.
-    fn event(&mut self, event: Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error>;
+    fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error>;
+
+    /// The one string of an event that says something; `None` where anything else in it would,
+    /// were the event the same as the one before it but for that string.
+    fn string<'a>(&self, json: &'a Json<'_>) -> Option<(Field, &'a str)>;
+
+    /// The last event again, with another string: where it [is cumulative](Dialect::IS_CUMULATIVE),
+    /// with this behind it.
+    fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error>;
 
     /// Whether an event has brought the beginning of a reply.
     fn has_begun(&self) -> bool;
@@ -36,7 +49,7 @@ pub(super) trait Dialect {
 
 /// An event of a stream.
 pub(super) struct Event<'a> {
-    pub json: Value,
+    pub json: Json<'a>,
     /// As it came; what is not UTF-8 is U+FFFD.
     pub text: &'a str,
     pub halves: Halves,
@@ -84,6 +97,7 @@ impl Reading {
                 origin: Origin::Data,
                 seen: Vec::new(),
                 stray: Vec::new(),
+                hot: Hot::new(),
                 has_event: false,
                 begun: false,
             },
@@ -98,12 +112,32 @@ impl Reading {
 
     /// One step: at most one line.
     pub fn advance<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
-        let part = match self.body.read() {
+        let mut part = match self.body.read() {
             Ok(Part::Data(part)) => part,
             Ok(Part::Pending) => return Ok(Step::Going),
             Ok(Part::End) => return self.ended(dialect, out),
             Err(error) => return self.broke(error, dialect, out),
         };
+        let mut used_before = 0;
+        if self.lines.is_at_start() && self.events.may_be_hot(out) && self.bare.is_none() {
+            match self.events.hot.feed::<D>(part) {
+                Fed::Event(used, field, text) => {
+                    dialect.again(field, text, &self.events.url, out)?;
+                    self.body.consume(used);
+                    return Ok(Step::Going);
+                }
+                Fed::More => {
+                    let used = part.len();
+                    self.body.consume(used);
+                    return Ok(Step::Going);
+                }
+                Fed::Other(used) => {
+                    self.events.hot.spill(&mut self.lines);
+                    part = &part[used..];
+                    used_before = used;
+                }
+            }
+        }
         let may_be_bare = !self.events.begun || !D::LINES_ARE_EVENTS;
         if self.bare.is_none() && may_be_bare && opens_json(self.lines.peek(part)) {
             let mut bare = Bare {
@@ -146,7 +180,7 @@ impl Reading {
                 (used, step)
             }
         };
-        self.body.consume(used);
+        self.body.consume(used_before + used);
         step
     }
 
@@ -155,6 +189,7 @@ impl Reading {
         if self.bare.is_some() {
             return Err(self.events.cut(b"", out));
         }
+        self.events.hot.spill(&mut self.lines);
         let rest = self.lines.rest();
         match self.events.last_line(rest, dialect, out)? {
             LastLine::Done => Ok(Step::Done),
@@ -170,6 +205,7 @@ impl Reading {
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
+        self.events.hot.spill(&mut self.lines);
         let rest = self.lines.rest();
         match self.events.last_line(rest, dialect, out) {
             Ok(LastLine::Done) => return Ok(Step::Done),
@@ -224,6 +260,7 @@ struct Events {
     seen: Vec<u8>,
     /// The last line that is no field of an event.
     stray: Vec<u8>,
+    hot: Hot,
     /// There has been an event.
     has_event: bool,
     /// The reply has begun.
@@ -237,6 +274,11 @@ impl Events {
             let room = (EXCERPT + MAX_SECRET).saturating_sub(self.seen.len());
             self.seen.extend_from_slice(&bytes[..room.min(bytes.len())]);
         }
+    }
+
+    /// Between two events, where whatever comes is nothing but the next one.
+    fn may_be_hot(&self, out: &Out) -> bool {
+        !out.wants_events && self.pending.is_empty() && self.origin == Origin::Data
     }
 
     fn line<D: Dialect>(
@@ -254,7 +296,7 @@ impl Events {
             return self.done(out);
         }
         match sse::field(line) {
-            (b"data", data) => self.data(data, dialect, out),
+            (b"data", data) => self.data(line, data, dialect, out),
             (b"event", name) if !D::LINES_ARE_EVENTS => {
                 self.origin = match name {
                     b"error" => Origin::NamedError,
@@ -264,9 +306,15 @@ impl Events {
             }
             (b"error", value) if !D::LINES_ARE_EVENTS => {
                 let text = String::from_utf8_lossy(value);
-                let (json, halves) =
-                    parse_event(&text).unwrap_or_else(|_| (Value::from(&*text), Halves::default()));
-                self.hand_over(json, halves, &text, Origin::ErrorField, dialect, out)
+                let (json, halves) = parse_event(&text)
+                    .unwrap_or_else(|_| (Json::String(text.as_ref().into()), Halves::default()));
+                let event = Event {
+                    json,
+                    text: &text,
+                    halves,
+                    origin: Origin::ErrorField,
+                };
+                self.hand_over(&event, dialect, out)
             }
             (b"" | b"event" | b"id" | b"retry", _) => Ok(Step::Going),
             _ => {
@@ -278,8 +326,10 @@ impl Events {
         }
     }
 
+    /// `data` is the end of `line`.
     fn data<D: Dialect>(
         &mut self,
+        line: &[u8],
         data: &[u8],
         dialect: &mut D,
         out: &mut Out,
@@ -301,7 +351,21 @@ impl Events {
             Err(_) => String::from_utf8_lossy(data),
         };
         match parse_event(&text) {
-            Ok((json, halves)) => self.hand_over(json, halves, &text, self.origin, dialect, out),
+            Ok((json, halves)) => {
+                let event = Event {
+                    json,
+                    text: &text,
+                    halves,
+                    origin: self.origin,
+                };
+                let step = self.hand_over(&event, dialect, out)?;
+                let is_as_it_came = matches!(text, Cow::Borrowed(_)) && halves == Halves::default();
+                if is_as_it_came && self.may_be_hot(out) && dialect.string(&event.json).is_some() {
+                    let before = &line[..line.len() - data.len()];
+                    self.hot.learn(before, &text, dialect);
+                }
+                Ok(step)
+            }
             Err(error) if D::LINES_ARE_EVENTS => Err(self.malformed(data, &error, out)),
             Err(_) => {
                 self.pending.extend_from_slice(data);
@@ -327,14 +391,20 @@ impl Events {
         }
         let data = std::mem::take(&mut self.pending);
         let text = String::from_utf8_lossy(&data);
-        match parse_event(&text) {
-            Ok((json, halves)) => self.hand_over(json, halves, &text, origin, dialect, out),
+        let (json, halves) = match parse_event(&text) {
+            Ok(parsed) => parsed,
             Err(_) if origin == Origin::NamedError => {
-                let words = Value::from(&*text);
-                self.hand_over(words, Halves::default(), &text, origin, dialect, out)
+                (Json::String(text.as_ref().into()), Halves::default())
             }
-            Err(error) => Err(self.malformed(&data, &error, out)),
-        }
+            Err(error) => return Err(self.malformed(&data, &error, out)),
+        };
+        let event = Event {
+            json,
+            text: &text,
+            halves,
+            origin,
+        };
+        self.hand_over(&event, dialect, out)
     }
 
     /// The last line, which has no line end, counts where it is whole; so do the lines before it.
@@ -358,7 +428,7 @@ impl Events {
                 }
             }
             (b"data", data) if self.origin == Origin::NamedError => {
-                match self.data(data, dialect, out)? {
+                match self.data(line, data, dialect, out)? {
                     Step::Going => self.end_of_event(dialect, out)?,
                     Step::Done => Step::Done,
                 }
@@ -368,7 +438,7 @@ impl Events {
                     || is_comment(data)
                     || parse_event(&String::from_utf8_lossy(data)).is_ok();
                 match is_whole {
-                    true => self.data(data, dialect, out)?,
+                    true => self.data(line, data, dialect, out)?,
                     false => return Ok(LastLine::Cut),
                 }
             }
@@ -396,9 +466,15 @@ impl Events {
         match parse_event(text) {
             Ok((json, halves)) => {
                 // A chunk without a choice may be the first one.
-                let is_chunk = json.get("choices").is_some_and(Value::is_array)
-                    || json.as_object().is_some_and(Map::is_empty);
-                let step = self.hand_over(json, halves, text, Origin::Bare, dialect, out)?;
+                let is_chunk = json.get("choices").is_some_and(Json::is_array)
+                    || json.as_object().is_some_and(<[_]>::is_empty);
+                let event = Event {
+                    json,
+                    text,
+                    halves,
+                    origin: Origin::Bare,
+                };
+                let step = self.hand_over(&event, dialect, out)?;
                 match self.begun || is_chunk {
                     true => Ok(step),
                     // It is an answer to something else.
@@ -411,23 +487,15 @@ impl Events {
 
     fn hand_over<D: Dialect>(
         &mut self,
-        json: Value,
-        halves: Halves,
-        text: &str,
-        origin: Origin,
+        event: &Event<'_>,
         dialect: &mut D,
         out: &mut Out,
     ) -> Result<Step, Error> {
+        self.hot.forget();
         if out.wants_events {
-            out.event.push_str(text);
+            out.event.push_str(event.text);
         }
-        let event = Event {
-            json,
-            text,
-            halves,
-            origin,
-        };
-        self.has_event |= origin != Origin::Bare;
+        self.has_event |= event.origin != Origin::Bare;
         let step = dialect.event(event, &self.url, out);
         self.begun = dialect.has_begun();
         step

@@ -102,5 +102,5 @@ fn is_whole(bytes: &[u8], looked_at: &mut usize, brackets: &mut Brackets) -> boo
         return false;
     }
     let new = &bytes[std::mem::replace(looked_at, bytes.len())..];
-    brackets.feed(new).is_some() && parse_json(bytes).is_some()
+    brackets.feed(new).is_some() && parse_json(&String::from_utf8_lossy(bytes)).is_some()
 }

@@ -1,106 +1,260 @@
-//! JSON as services send it: byte order marks, lone surrogates, errors in every shape.
+//! JSON as services send it: byte order marks, lone surrogates, events by the thousand.
 
-use serde_json::Value;
+use std::borrow::Cow;
+use std::fmt;
 
-/// The longest error code that is one.
-const MAX_CODE: usize = 256;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Number, Value};
 
-/// What a service says of an error.
-#[derive(Default)]
-pub(super) struct ServiceError {
-    pub words: Option<String>,
-    pub code: Option<String>,
-    /// The quota is used up.
-    pub is_quota: bool,
-    /// It says that the request is wrong.
-    pub is_request: bool,
+/// A JSON value that borrows its strings from its text, where no escape is in them. A
+/// [`serde_json::Value`] allocates each, and hashes each name: four times the work for an event that is read once.
+#[derive(Clone, Debug)]
+pub(crate) enum Json<'a> {
+    Null,
+    Bool(bool),
+    Number(Number),
+    String(Cow<'a, str>),
+    Array(Vec<Json<'a>>),
+    /// In the order of the text. Of members of the same name the last counts.
+    Object(Vec<(Cow<'a, str>, Json<'a>)>),
 }
 
-/// Reads an error: every shape that is known.
-pub(super) fn service_error(json: &Value) -> ServiceError {
-    let json = json.get(0).unwrap_or(json);
-    // Cloudflare has a list of them.
-    let error = json.get("error").filter(|error| !error.is_null());
-    let error = error.or_else(|| json.get("errors")?.get(0));
-    let inner = error.filter(|error| error.is_object()).unwrap_or(json);
-    let words = ["message", "msg", "detail"]
-        .iter()
-        .find_map(|name| inner.get(name).and_then(text_of))
-        .or_else(|| error.and_then(text_of));
-    // OpenRouter has the words of the service behind it here.
-    let raw = inner.get("metadata").and_then(|data| data.get("raw"));
-    let words = match (words, raw.and_then(text_of)) {
-        (Some(words), Some(raw)) => Some(format!("{words}: {raw}")),
-        (words, raw) => words.or(raw),
-    };
-    let codes: Vec<String> = ["code", "error_code", "type"]
-        .iter()
-        .filter_map(|name| inner.get(name).and_then(text_of))
-        .filter(|code| code.len() <= MAX_CODE)
-        .collect();
-    ServiceError {
-        words,
-        is_quota: codes.iter().any(|code| code == "insufficient_quota"),
-        is_request: codes.iter().any(|code| is_of_the_request(code)),
-        code: codes.into_iter().next(),
+impl<'a> Json<'a> {
+    /// An object's member.
+    pub fn get(&self, name: &str) -> Option<&Json<'a>> {
+        let mut last_first = self.as_object()?.iter().rev();
+        last_first
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value)
+    }
+
+    /// An array's first item.
+    pub fn first(&self) -> Option<&Json<'a>> {
+        self.as_array()?.first()
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Json::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Json::Number(number) => number.as_u64(),
+            _ => None,
+        }
+    }
+
+    pub fn as_array(&self) -> Option<&[Json<'a>]> {
+        match self {
+            Json::Array(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    pub fn as_object(&self) -> Option<&[(Cow<'a, str>, Json<'a>)]> {
+        match self {
+            Json::Object(members) => Some(members),
+            _ => None,
+        }
+    }
+
+    pub fn is_string(&self) -> bool {
+        self.as_str().is_some()
+    }
+
+    pub fn is_array(&self) -> bool {
+        self.as_array().is_some()
+    }
+
+    pub fn is_object(&self) -> bool {
+        self.as_object().is_some()
+    }
+
+    /// To be kept.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => Value::Number(number.clone()),
+            Json::String(text) => Value::String(text.to_string()),
+            Json::Array(items) => Value::Array(items.iter().map(Json::to_value).collect()),
+            Json::Object(members) => {
+                let members = members.iter();
+                let owned = members.map(|(name, value)| (name.to_string(), value.to_value()));
+                Value::Object(owned.collect())
+            }
+        }
+    }
+
+    fn into_owned(self) -> Json<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        match self {
+            Json::Null => Json::Null,
+            Json::Bool(value) => Json::Bool(value),
+            Json::Number(number) => Json::Number(number),
+            Json::String(text) => Json::String(own(text)),
+            Json::Array(items) => Json::Array(items.into_iter().map(Json::into_owned).collect()),
+            Json::Object(members) => {
+                let members = members.into_iter();
+                let owned = members.map(|(name, value)| (own(name), value.into_owned()));
+                Json::Object(owned.collect())
+            }
+        }
     }
 }
 
-/// Whether a code says that the same request will fail again.
-fn is_of_the_request(code: &str) -> bool {
-    const WORDS: &[&str] = &[
-        "authentication_error",
-        "context_length_exceeded",
-        "exceed_context_size_error",
-        "invalid_api_key",
-        "invalid_request_error",
-        "model_not_found",
-        "not_found_error",
-        "permission_error",
-    ];
-    match code.parse() {
-        Ok(status) => matches!(status, 400..=499) && !matches!(status, 408 | 409 | 429),
-        Err(_) => WORDS.contains(&code),
+/// As JSON.
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_value().fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Tree)
+    }
+}
+
+struct Tree;
+
+impl<'de> Visitor<'de> for Tree {
+    type Value = Json<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json<'de>, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
+        Ok(Number::from_f64(value).map_or(Json::Null, Json::Number))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {
+        Ok(Json::String(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json<'de>, E> {
+        Ok(Json::String(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json<'de>, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json<'de>, A::Error> {
+        let mut members = Vec::new();
+        while let Some((name, value)) = map.next_entry()? {
+            // A name is a string, and borrowed like one.
+            if let Json::String(name) = name {
+                members.push((name, value));
+            }
+        }
+        Ok(Json::Object(members))
     }
 }
 
 /// A string or a number as text; an object or an array as JSON; nothing where it is empty.
-pub(super) fn text_of(value: &Value) -> Option<String> {
+pub(super) fn text_of(value: &Json<'_>) -> Option<String> {
     let text = match value {
-        Value::Null => return None,
-        Value::String(text) => text.clone(),
+        Json::Null => return None,
+        Json::String(text) => text.to_string(),
         other => other.to_string(),
     };
     (!text.is_empty()).then_some(text)
 }
 
-/// A whole answer's JSON: a byte order mark is dropped, what is not UTF-8 becomes U+FFFD.
-pub(super) fn parse_json(bytes: &[u8]) -> Option<Value> {
-    let text = String::from_utf8_lossy(bytes);
+/// A whole answer's JSON: a byte order mark is dropped.
+pub(super) fn parse_json(text: &str) -> Option<Json<'_>> {
     let (json, _) = parse_event(text.trim_start_matches('\u{FEFF}')).ok()?;
     Some(json)
 }
 
 /// The halves of a character at the edges of the strings of an event: a lone low surrogate where
 /// one begins, a lone high one where one ends. In the text each stands as U+FFFD.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 pub(crate) struct Halves {
     pub low: Option<u16>,
     pub high: Option<u16>,
 }
 
 /// Parses an event; serde_json refuses lone surrogates (serde-rs/json#495): they are mended.
-pub(crate) fn parse_event(text: &str) -> Result<(Value, Halves), serde_json::Error> {
-    match serde_json::from_str(text) {
+pub(crate) fn parse_event(text: &str) -> Result<(Json<'_>, Halves), serde_json::Error> {
+    match parse(text) {
         Ok(json) => Ok((json, Halves::default())),
         Err(error) if text.contains("\\u") => {
             let (mended, halves) = mend_surrogates(text);
-            serde_json::from_str(&mended)
-                .map(|json| (json, halves))
+            parse(&mended)
+                .map(|json| (json.into_owned(), halves))
                 .map_err(|_| error)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Parses what is JSON to the letter.
+pub(super) fn parse(text: &str) -> Result<Json<'_>, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+/// Reads what stands between a string's quotes; `None` where it is not valid.
+pub(super) fn unescape(raw: &str, text: &mut String) -> Option<()> {
+    text.clear();
+    let mut rest = raw;
+    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
+        text.push_str(&rest[..at]);
+        let (character, length) = match rest.as_bytes().get(at + 1)? {
+            b'n' => ('\n', 2),
+            b'"' => ('"', 2),
+            b'\\' => ('\\', 2),
+            b'/' => ('/', 2),
+            b't' => ('\t', 2),
+            b'r' => ('\r', 2),
+            b'b' => ('\u{8}', 2),
+            b'f' => ('\u{c}', 2),
+            b'u' => {
+                let first = utf16_unit(rest, at)?;
+                let second = utf16_unit(rest, at + 6).unwrap_or_default();
+                let mut characters = char::decode_utf16([first, second]);
+                let character = characters.next()?.ok()?;
+                (character, 6 * character.len_utf16())
+            }
+            _ => return None,
+        };
+        text.push(character);
+        rest = &rest[at + length..];
+    }
+    text.push_str(rest);
+    Some(())
+}
+
+/// The UTF-16 code unit whose escape stands there.
+fn utf16_unit(text: &str, at: usize) -> Option<u16> {
+    let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    u16::from_str_radix(digits, 16).ok().filter(|_| is_number)
 }
 
 /// Finds where an object or an array ends, by its brackets, as its text arrives.
@@ -150,23 +304,20 @@ impl Brackets {
 
 /// Whether a value says nothing: null, false, 0, an empty string, array or object, or an object of
 /// such values.
-pub(super) fn is_empty(value: &Value) -> bool {
+pub(super) fn is_empty(value: &Json<'_>) -> bool {
     match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) => false,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(members) => members.values().all(is_empty),
+        Json::Null | Json::Bool(false) => true,
+        Json::Bool(true) => false,
+        Json::Number(number) => number.as_f64() == Some(0.0),
+        Json::String(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(members) => members.iter().all(|(_, value)| is_empty(value)),
     }
 }
 
 /// Replaces escapes of lone surrogates by U+FFFD.
 fn mend_surrogates(text: &str) -> (String, Halves) {
-    let unit = |at: usize| {
-        let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
-        u16::from_str_radix(digits, 16).ok()
-    };
+    let unit = |at| utf16_unit(text, at);
     let is_high = |unit: u16| (0xD800..0xDC00).contains(&unit);
     let is_low = |unit: u16| (0xDC00..0xE000).contains(&unit);
     let (mut mended, mut halves) = (String::with_capacity(text.len()), Halves::default());

@@ -4,6 +4,7 @@
 mod events;
 mod fetch;
 mod gptalk;
+mod hot;
 mod json;
 mod openai;
 mod refusal;

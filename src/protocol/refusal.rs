@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
-
-use super::json::{ServiceError, parse_json, service_error, text_of};
+use super::json::{Json, parse_json, text_of};
 use super::{Out, SHOWN_ERROR};
 use crate::config::{Config, GPTALK_BASE_URL, Protocol};
 use crate::error::{Error, ErrorKind};
@@ -13,6 +11,9 @@ use crate::url::is_private_host;
 
 /// The longest wait that a service may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// The longest error code that is one.
+const MAX_CODE: usize = 256;
 
 /// Where services that run at home listen, unless told otherwise.
 const KNOWN_PORTS: &[(u16, &str)] = &[
@@ -40,7 +41,8 @@ pub(super) fn refusal(
         500..=599 => ErrorKind::Server,
         _ => ErrorKind::Protocol,
     };
-    let said = parse_json(bytes).map(|json| service_error(&json));
+    let text = String::from_utf8_lossy(bytes);
+    let said = parse_json(&text).map(|json| service_error(&json));
     let said = said.unwrap_or_default();
     let words = match &said.words {
         Some(words) => out.excerpt(words.as_bytes()),
@@ -78,7 +80,7 @@ pub(super) fn refusal(
 }
 
 /// The error that a service reports in an answer of status 200, `text` as it came.
-pub(super) fn reported(json: &Value, text: &str, url: &str, out: &Out) -> Error {
+pub(super) fn reported(json: &Json<'_>, text: &str, url: &str, out: &Out) -> Error {
     let said = service_error(json);
     let words = said.words.or_else(|| text_of(json)).unwrap_or_default();
     let is_final = said.is_quota || said.is_request || words.contains(WRONG_PATH);
@@ -96,24 +98,88 @@ pub(super) fn reported(json: &Value, text: &str, url: &str, out: &Out) -> Error 
     .with_service_code(said.code)
 }
 
+/// What a service says of an error.
+#[derive(Default)]
+pub(super) struct ServiceError {
+    pub words: Option<String>,
+    pub code: Option<String>,
+    /// The quota is used up.
+    pub is_quota: bool,
+    /// It says that the request is wrong.
+    pub is_request: bool,
+}
+
+/// Reads an error: every shape that is known.
+pub(super) fn service_error(json: &Json<'_>) -> ServiceError {
+    let json = json.first().unwrap_or(json);
+    // Cloudflare has a list of them.
+    let error = json
+        .get("error")
+        .filter(|error| !matches!(error, Json::Null));
+    let error = error.or_else(|| json.get("errors")?.first());
+    let inner = error.filter(|error| error.is_object()).unwrap_or(json);
+    let words = ["message", "msg", "detail"]
+        .iter()
+        .find_map(|name| inner.get(name).and_then(text_of))
+        .or_else(|| error.and_then(text_of));
+    // OpenRouter has the words of the service behind it here.
+    let raw = inner.get("metadata").and_then(|data| data.get("raw"));
+    let words = match (words, raw.and_then(text_of)) {
+        (Some(words), Some(raw)) => Some(format!("{words}: {raw}")),
+        (words, raw) => words.or(raw),
+    };
+    let codes: Vec<String> = ["code", "error_code", "type"]
+        .iter()
+        .filter_map(|name| inner.get(name).and_then(text_of))
+        .filter(|code| code.len() <= MAX_CODE)
+        .collect();
+    ServiceError {
+        words,
+        is_quota: codes.iter().any(|code| code == "insufficient_quota"),
+        is_request: codes.iter().any(|code| is_of_the_request(code)),
+        code: codes.into_iter().next(),
+    }
+}
+
+/// Whether a code says that the same request will fail again.
+fn is_of_the_request(code: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "authentication_error",
+        "context_length_exceeded",
+        "exceed_context_size_error",
+        "invalid_api_key",
+        "invalid_request_error",
+        "model_not_found",
+        "not_found_error",
+        "permission_error",
+    ];
+    match code.parse() {
+        Ok(status) => matches!(status, 400..=499) && !matches!(status, 408 | 409 | 429),
+        Err(_) => WORDS.contains(&code),
+    }
+}
+
 /// What a refusal says, without the request that FastAPI repeats in it.
 pub(super) fn complaint(bytes: &[u8]) -> String {
-    fn forget_input(json: &mut Value) {
+    fn forget_input(json: &mut Json<'_>) {
         match json {
-            Value::Object(members) => {
-                members.remove("input");
-                members.values_mut().for_each(forget_input);
+            Json::Object(members) => {
+                members.retain(|(name, _)| name != "input");
+                members
+                    .iter_mut()
+                    .for_each(|(_, value)| forget_input(value));
             }
-            Value::Array(items) => items.iter_mut().for_each(forget_input),
+            Json::Array(items) => items.iter_mut().for_each(forget_input),
             _ => {}
         }
     }
-    match parse_json(bytes) {
+    let text = String::from_utf8_lossy(bytes);
+    match parse_json(&text) {
         Some(mut json) => {
             forget_input(&mut json);
             json.to_string()
         }
-        None => String::from_utf8_lossy(bytes).into_owned(),
+        None => text.into_owned(),
     }
 }
 

@@ -1,12 +1,14 @@
 //! The events of the stream: the whole reply so far in each, deltas out.
 
-use serde_json::Value;
-
 use crate::error::Error;
 use crate::protocol::events::{Dialect, Event, Origin, empty, reply_too_long};
-use crate::protocol::json::text_of;
+use crate::protocol::hot::Field;
+use crate::protocol::json::{Json, text_of};
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
+
+/// How half a character stands in the text.
+const HALF: &str = "\u{FFFD}";
 
 /// How the versions of the reply become deltas.
 pub(super) struct Content {
@@ -29,7 +31,7 @@ impl Content {
     /// What is in an event's `content`.
     fn content(
         &mut self,
-        mut json: Value,
+        json: &Json<'_>,
         event: &Event<'_>,
         url: &str,
         out: &mut Out,
@@ -38,12 +40,12 @@ impl Content {
             let seen = out.excerpt(event.text.as_bytes());
             Error::protocol(format!("{url} sent an event {what}: {seen}"))
         };
-        let Some(members) = json.as_object_mut() else {
+        if !json.is_object() {
             return Err(bad("that is not an object", out));
-        };
-        match members.remove("content") {
-            Some(Value::String(whole)) => self.update(whole, event.halves.high.is_some(), url, out),
-            None | Some(Value::Null) => match stream_error(&json, event.text, url, out) {
+        }
+        match json.get("content") {
+            Some(Json::String(whole)) => self.update(whole, event.halves.high.is_some(), url, out),
+            None | Some(Json::Null) => match stream_error(json, event.text, url, out) {
                 Some(error) => Err(error),
                 None => Ok(Step::Going),
             },
@@ -55,15 +57,14 @@ impl Content {
     /// characters of the line before.
     fn update(
         &mut self,
-        mut whole: String,
+        mut whole: &str,
         ends_in_half: bool,
         url: &str,
         out: &mut Out,
     ) -> Result<Step, Error> {
-        self.half = ends_in_half && whole.ends_with('\u{FFFD}');
-        if self.half {
-            whole.pop();
-        }
+        let without_half = whole.strip_suffix(HALF).filter(|_| ends_in_half);
+        self.half = without_half.is_some();
+        whole = without_half.unwrap_or(whole);
         let (delta, is_rewritten) = match whole.strip_prefix(out.reply.text.as_str()) {
             Some(delta) => (delta, false),
             None => {
@@ -76,15 +77,18 @@ impl Content {
             self.half = false;
             return Err(reply_too_long(url, self.limit));
         }
-        out.reply.rewritten |= is_rewritten;
-        out.text.push_str(delta);
-        out.reply.text = whole;
+        if is_rewritten {
+            out.reply.rewritten = true;
+            out.text.push_str(delta);
+            whole.clone_into(&mut out.reply.text);
+        } else {
+            out.add_text(delta);
+        }
         Ok(Step::Going)
     }
 
     /// The reply is over: half a character that waited will not come whole.
     pub fn end(&mut self, url: &str, out: &mut Out) -> Result<(), Error> {
-        const HALF: &str = "\u{FFFD}";
         if std::mem::take(&mut self.half) {
             self.reserve(HALF.len(), out.reply.text.len() + HALF.len())
                 .map_err(|()| reply_too_long(url, self.limit))?;
@@ -106,21 +110,35 @@ impl Content {
 
 impl Dialect for Content {
     const LINES_ARE_EVENTS: bool = true;
+    const IS_CUMULATIVE: bool = true;
+    const STRINGS: &[&str] = &["content"];
 
-    fn event(&mut self, mut event: Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
-        let mut json = std::mem::take(&mut event.json);
+    fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
         if event.origin != Origin::Bare {
-            return self.content(json, &event, url, out);
+            return self.content(&event.json, event, url, out);
         }
         // The other answers of the protocol have what counts in "data".
-        if let Some(data) = json.get_mut("data").filter(|d| d.get("content").is_some()) {
-            json = data.take();
-        }
-        self.content(json, &event, url, out)?;
+        let data = event
+            .json
+            .get("data")
+            .filter(|data| data.get("content").is_some());
+        self.content(data.unwrap_or(&event.json), event, url, out)?;
         match out.reply.text.is_empty() {
             true => Err(empty(url, event.text.as_bytes(), "", out)),
             false => Ok(Step::Done),
         }
+    }
+
+    /// Where there is content, nothing else is looked at.
+    fn string<'a>(&self, json: &'a Json<'_>) -> Option<(Field, &'a str)> {
+        Some((Field::Text, json.get("content")?.as_str()?))
+    }
+
+    fn again(&mut self, _: Field, new: &str, url: &str, out: &mut Out) -> Result<(), Error> {
+        self.reserve(new.len(), out.reply.text.len() + new.len())
+            .map_err(|()| reply_too_long(url, self.limit))?;
+        out.add_text(new);
+        Ok(())
     }
 
     fn has_begun(&self) -> bool {
@@ -134,15 +152,17 @@ impl Dialect for Content {
 }
 
 /// The error in an event without content, if there is one.
-fn stream_error(event: &Value, text: &str, url: &str, out: &Out) -> Option<Error> {
-    let has_error = event.get("error").is_some_and(|error| !error.is_null());
+fn stream_error(event: &Json<'_>, text: &str, url: &str, out: &Out) -> Option<Error> {
+    let has_error = event
+        .get("error")
+        .is_some_and(|error| !matches!(error, Json::Null));
     if !has_error && is_good_code(event.get("code")) {
         return None;
     }
     Some(reported(event, text, url, out))
 }
 
-fn is_good_code(code: Option<&Value>) -> bool {
+fn is_good_code(code: Option<&Json<'_>>) -> bool {
     match code.and_then(text_of) {
         Some(code) => code == "0" || code == "200",
         None => true,

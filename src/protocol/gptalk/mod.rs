@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::content::Content;
 use super::events::Reading;
 use super::fetch::{Fetch, is_success};
-use super::json::{parse_json, service_error, text_of};
-use super::refusal::refusal;
+use super::json::{Json, parse_json, text_of};
+use super::refusal::{refusal, service_error};
 use super::{MAX_SECRET, Out, Setting, Step};
 use crate::auth::{self, Identity, Lease, Login, Next};
 use crate::config::{Config, is_header_byte};
@@ -342,11 +342,12 @@ impl Chat {
 
 /// Reads the login's answer: the token, and when it expires in Unix seconds.
 fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>), Error> {
-    let json = answer_json("the login", url, bytes, out)?;
-    let data = json.get("data").unwrap_or(&Value::Null);
+    let text = String::from_utf8_lossy(bytes);
+    let json = answer_json("the login", url, &text, out)?;
+    let data = json.get("data").unwrap_or(&Json::Null);
     let token = data
         .get("token")
-        .and_then(Value::as_str)
+        .and_then(Json::as_str)
         .filter(|token| !token.is_empty());
     let Some(token) = token else {
         return Err(without_token(ErrorKind::Auth, "the login", url, &json, out));
@@ -359,7 +360,7 @@ fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>
         .with_code("token"));
     }
     let expires_at = match data.get("expires_at") {
-        None | Some(Value::Null) => None,
+        None | Some(Json::Null) => None,
         Some(value) => Some(unix_seconds(value).ok_or_else(|| {
             Error::protocol(format!(
                 "{url} gave a login token whose expires_at is not a number: {}",
@@ -372,12 +373,12 @@ fn read_login(url: &str, bytes: &[u8], out: &Out) -> Result<(String, Option<i64>
 }
 
 /// Whole seconds of a number, or of one in a string; what is beyond the range is at its end.
-fn unix_seconds(value: &Value) -> Option<i64> {
+fn unix_seconds(value: &Json<'_>) -> Option<i64> {
     match value {
-        Value::Number(number) => number
+        Json::Number(number) => number
             .as_i64()
             .or_else(|| number.as_f64().map(|s| s as i64)),
-        Value::String(text) => {
+        Json::String(text) => {
             let text = text.trim();
             let seconds = text
                 .parse::<f64>()
@@ -391,11 +392,12 @@ fn unix_seconds(value: &Value) -> Option<i64> {
 
 /// Reads the text's answer: the stream token.
 fn read_text(url: &str, bytes: &[u8], out: &Out) -> Result<String, Error> {
-    let json = answer_json("the text", url, bytes, out)?;
+    let text = String::from_utf8_lossy(bytes);
+    let json = answer_json("the text", url, &text, out)?;
     let token = json
         .get("data")
         .and_then(|data| data.get("token"))
-        .and_then(Value::as_str);
+        .and_then(Json::as_str);
     if let Some(token) = token.filter(|token| !token.is_empty()) {
         if token.len() > MAX_SECRET {
             return Err(Error::protocol(format!(
@@ -415,9 +417,9 @@ fn read_text(url: &str, bytes: &[u8], out: &Out) -> Result<String, Error> {
     Err(without_token(kind, "the text", url, &json, out))
 }
 
-fn answer_json(what: &str, url: &str, bytes: &[u8], out: &Out) -> Result<Value, Error> {
-    parse_json(bytes).ok_or_else(|| {
-        let seen = out.excerpt(bytes);
+fn answer_json<'a>(what: &str, url: &str, text: &'a str, out: &Out) -> Result<Json<'a>, Error> {
+    parse_json(text).ok_or_else(|| {
+        let seen = out.excerpt(text.as_bytes());
         if seen.is_empty() {
             return Error::protocol(format!("{url} answered {what} with nothing"))
                 .with_code("empty");
@@ -435,7 +437,7 @@ fn answer_json(what: &str, url: &str, bytes: &[u8], out: &Out) -> Result<Value, 
     })
 }
 
-fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value, out: &Out) -> Error {
+fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Json<'_>, out: &Out) -> Error {
     let said = service_error(json);
     let words = said.words.map_or_else(String::new, |words| {
         format!(": {}", out.excerpt(words.as_bytes()))

@@ -5,15 +5,24 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::seam::Seam;
 use super::tools::{Calls, TooMany};
 use crate::error::Error;
 use crate::protocol::events::{Dialect, Event, Origin, reply_too_long, too_long};
-use crate::protocol::json::{is_empty, text_of};
+use crate::protocol::hot::Field;
+use crate::protocol::json::{Halves, Json, is_empty, text_of};
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
+
+/// Where thoughts are. The same ones may be in several of these.
+const THOUGHTS: &[&str] = &[
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "thinking",
+];
 
 /// A reply being put together.
 pub(super) struct Chunks {
@@ -45,24 +54,33 @@ struct Parts {
 #[derive(Clone, Copy)]
 struct At<'a> {
     url: &'a str,
-    event: &'a Event<'a>,
+    text: &'a str,
+    halves: Halves,
+    origin: Origin,
 }
 
 impl At<'_> {
     fn bad(&self, what: &str, out: &Out) -> Error {
-        let seen = out.excerpt(self.event.text.as_bytes());
+        let seen = out.excerpt(self.text.as_bytes());
         Error::protocol(format!("{} sent an event {what}: {seen}", self.url))
     }
 }
 
 impl Dialect for Chunks {
     const LINES_ARE_EVENTS: bool = false;
+    const IS_CUMULATIVE: bool = false;
+    const STRINGS: &[&str] = &["content", "reasoning_content", "reasoning"];
 
-    fn event(&mut self, event: Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
-        let at = At { url, event: &event };
+    fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
+        let at = At {
+            url,
+            text: event.text,
+            halves: event.halves,
+            origin: event.origin,
+        };
         match &event.json {
             // Gemini puts an array around its errors.
-            Value::Array(items) => items.iter().try_for_each(|item| self.item(item, at, out))?,
+            Json::Array(items) => items.iter().try_for_each(|item| self.item(item, at, out))?,
             item => self.item(item, at, out)?,
         }
         // A whole message needs no further end.
@@ -70,6 +88,48 @@ impl Dialect for Chunks {
             true => Step::Done,
             false => Step::Going,
         })
+    }
+
+    /// Of one delta's members, its role aside, the only one that is not empty; where nothing stands
+    /// around it but what a second reading would find as it was.
+    fn string<'a>(&self, json: &'a Json<'_>) -> Option<(Field, &'a str)> {
+        let [choice] = json.get("choices")?.as_array()? else {
+            return None;
+        };
+        let is_ours = self.choice == Some(index_of(choice));
+        let is_said = |name| has(choice, name);
+        if !is_ours
+            || ["message", "text", "finish_reason"]
+                .into_iter()
+                .any(is_said)
+            || error_in(json, Origin::Data).is_some()
+            || usage_in(json).is_some()
+        {
+            return None;
+        }
+        let members = choice.get("delta")?.as_object()?.iter();
+        let mut said = members.filter(|(name, value)| name != "role" && !is_empty(value));
+        let (name, string) = said.next().filter(|_| said.next().is_none())?;
+        let field = match &**name {
+            "content" => Field::Text,
+            name if THOUGHTS.contains(&name) => Field::Reasoning,
+            _ => return None,
+        };
+        Some((field, string.as_str()?))
+    }
+
+    fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error> {
+        let at = At {
+            url,
+            text: "",
+            halves: Halves::default(),
+            origin: Origin::Data,
+        };
+        self.suspect = None;
+        match field {
+            Field::Text => self.say(text, at, out),
+            Field::Reasoning => self.think(text, at, out),
+        }
     }
 
     fn has_begun(&self) -> bool {
@@ -113,25 +173,24 @@ impl Chunks {
     }
 
     /// A chunk, or what stands in its place.
-    fn item(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        let error = error_in(json, at.event.origin)
-            .map(|error| reported(error, at.event.text, at.url, out));
+    fn item(&mut self, json: &Json<'_>, at: At<'_>, out: &mut Out) -> Result<(), Error> {
+        let error = error_in(json, at.origin).map(|error| reported(error, at.text, at.url, out));
         if says_something(json) && out.reply.finish_reason.is_none() {
-            self.suspect = Some(reported(json, at.event.text, at.url, out));
+            self.suspect = Some(reported(json, at.text, at.url, out));
         }
         let read = match json {
-            Value::Object(_) => self.chunk(json, at, out),
-            Value::Null => Ok(()),
+            Json::Object(_) => self.chunk(json, at, out),
+            Json::Null => Ok(()),
             _ => Err(at.bad("that is not an object", out)),
         };
         // The last words before the error have been read.
         error.map_or(read, Err)
     }
 
-    fn chunk(&mut self, json: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        describe(json, at.event.text.len(), out);
+    fn chunk(&mut self, json: &Json<'_>, at: At<'_>, out: &mut Out) -> Result<(), Error> {
+        describe(json, at.text.len(), out);
         let choices = match json.get("choices") {
-            Some(Value::Array(choices)) => choices,
+            Some(Json::Array(choices)) => choices,
             Some(other) if !is_empty(other) => {
                 return Err(at.bad("whose choices are not an array", out));
             }
@@ -139,16 +198,16 @@ impl Chunks {
         };
         let is_whole = json
             .get("object")
-            .is_some_and(|kind| kind == "chat.completion");
-        let is_message = |choice: &Value| {
-            choice.get("message").is_some_and(Value::is_object)
-                || choice.get("text").is_some_and(Value::is_string)
+            .is_some_and(|kind| kind.as_str() == Some("chat.completion"));
+        let is_message = |choice: &Json<'_>| {
+            choice.get("message").is_some_and(Json::is_object)
+                || choice.get("text").is_some_and(Json::is_string)
         };
         self.has_message |=
-            (is_whole || at.event.origin == Origin::Bare) && choices.iter().any(is_message);
+            (is_whole || at.origin == Origin::Bare) && choices.iter().any(is_message);
         for choice in choices {
             self.suspect = None;
-            let index = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
+            let index = index_of(choice);
             if *self.choice.get_or_insert(index) == index {
                 self.choice(choice, at, out)?;
             }
@@ -156,9 +215,9 @@ impl Chunks {
         Ok(())
     }
 
-    fn choice(&mut self, choice: &Value, at: At<'_>, out: &mut Out) -> Result<(), Error> {
+    fn choice(&mut self, choice: &Json<'_>, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         let part = |name| match choice.get(name) {
-            Some(part @ Value::Object(_)) => Ok(Some(part)),
+            Some(part @ Json::Object(_)) => Ok(Some(part)),
             part if part.is_none_or(is_empty) => Ok(None),
             _ => Err(at.bad("whose delta is not an object", out)),
         };
@@ -182,7 +241,7 @@ impl Chunks {
             self.say(&words(text), at, out)?;
         }
         // Ollama, SGLang and LocalAI send "", KoboldCpp "null": none yet.
-        let reason = choice.get("finish_reason").and_then(Value::as_str);
+        let reason = choice.get("finish_reason").and_then(Json::as_str);
         if let Some(reason) = reason.filter(|reason| !matches!(*reason, "" | "null")) {
             out.reply.finish_reason = Some(reason.to_owned());
         }
@@ -192,74 +251,68 @@ impl Chunks {
     /// Reads a message or a part of one, but for what is known.
     fn delta(
         &mut self,
-        delta: &Value,
+        delta: &Json<'_>,
         known: Parts,
         at: At<'_>,
         out: &mut Out,
     ) -> Result<(), Error> {
-        // The same thoughts may stand in several of these.
-        const THOUGHTS: &[&str] = &[
-            "reasoning_content",
-            "reasoning",
-            "reasoning_details",
-            "thinking",
-        ];
         let thoughts = THOUGHTS.iter().filter_map(|name| delta.get(name));
         let thoughts = thoughts.map(words).find(|words| !words.is_empty());
         if let Some(thoughts) = thoughts.filter(|_| !known.reasoning) {
             self.think(&thoughts, at, out)?;
         }
         match delta.get("content").filter(|_| !known.text) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(text)) => self.say(text, at, out)?,
+            None | Some(Json::Null) => {}
+            Some(Json::String(text)) => self.say(text, at, out)?,
             // Mistral: parts, of which some are thoughts.
-            Some(Value::Array(parts)) => {
+            Some(Json::Array(parts)) => {
                 for part in parts {
-                    match part.get("type").and_then(Value::as_str) {
+                    match part.get("type").and_then(Json::as_str) {
                         Some("thinking" | "reasoning") => self.think(&words(part), at, out)?,
                         _ => self.say(&words(part), at, out)?,
                     }
                 }
             }
-            Some(part @ Value::Object(_)) => self.say(&words(part), at, out)?,
-            Some(Value::Bool(false)) => {}
+            Some(part @ Json::Object(_)) => self.say(&words(part), at, out)?,
+            Some(Json::Bool(false)) => {}
             Some(_) => return Err(at.bad("whose content is not text", out)),
         }
         // What a model says in place of an answer is what it says.
-        let refusal = delta.get("refusal").and_then(Value::as_str);
+        let refusal = delta.get("refusal").and_then(Json::as_str);
         if let Some(refusal) = refusal.filter(|_| !known.text) {
             self.say(refusal, at, out)?;
         }
         let calls = delta.get("tool_calls").filter(|calls| !is_empty(calls));
         match (calls, delta.get("function_call")) {
             _ if known.calls => Ok(()),
-            (Some(Value::Array(calls)), _) => calls.iter().try_for_each(|call| self.call(call, at)),
+            (Some(Json::Array(calls)), _) => calls.iter().try_for_each(|call| self.call(call, at)),
             (Some(call), _) => self.call(call, at),
             // As a call was before there were several.
-            (None, Some(function @ Value::Object(_))) => {
-                self.call(&json!({"function": function}), at)
+            (None, Some(function @ Json::Object(_))) => {
+                let call = Json::Object(vec![("function".into(), function.clone())]);
+                self.call(&call, at)
             }
             (None, _) => Ok(()),
         }
     }
 
-    fn call(&mut self, call: &Value, at: At<'_>) -> Result<(), Error> {
+    fn call(&mut self, call: &Json<'_>, at: At<'_>) -> Result<(), Error> {
         let added = self
             .calls
-            .add(call, at.event.halves)
+            .add(call, at.halves)
             .map_err(|TooMany| too_long(at.url, "more than 1024 tool calls", "tool_calls"))?;
         self.take(added, at)
     }
 
     fn say(&mut self, text: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         self.take(text.len(), at)?;
-        out.add_text(&self.text.join(text, at.event.halves));
+        out.add_text(&self.text.join(text, at.halves));
         Ok(())
     }
 
     fn think(&mut self, thoughts: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
         self.take(thoughts.len(), at)?;
-        out.add_reasoning(&self.reasoning.join(thoughts, at.event.halves));
+        out.add_reasoning(&self.reasoning.join(thoughts, at.halves));
         Ok(())
     }
 
@@ -276,12 +329,12 @@ impl Chunks {
 
 /// What stands around the choices. Counts are for the whole reply: the last ones replace the
 /// others.
-fn describe(json: &Value, length: usize, out: &mut Out) {
+fn describe(json: &Json<'_>, length: usize, out: &mut Out) {
     /// What is longer than this are not counts.
     const MAX_LENGTH: usize = 64 << 10;
     let text = |name| {
         json.get(name)
-            .and_then(Value::as_str)
+            .and_then(Json::as_str)
             .filter(|text| !text.is_empty())
     };
     if let Some(model) = text("model").filter(|model| out.reply.model.as_deref() != Some(model)) {
@@ -290,28 +343,36 @@ fn describe(json: &Value, length: usize, out: &mut Out) {
     if let (None, Some(id)) = (&out.reply.request_id, text("id")) {
         out.reply.request_id = Some(out.shown(id));
     }
-    // Beside the choices, in a choice (Moonshot), in an object of Groq's.
-    let choice = json.get("choices").and_then(|choices| choices.get(0));
-    let usage = [Some(json), choice, json.get("x_groq")]
-        .into_iter()
-        .flatten()
-        .filter_map(|owner| owner.get("usage"))
-        .find(|usage| usage.as_object().is_some_and(|counts| !counts.is_empty()));
-    if let Some(usage) = usage {
+    if let Some(usage) = usage_in(json) {
         if length <= MAX_LENGTH || usage.to_string().len() <= MAX_LENGTH {
-            out.reply.usage = Some(usage.clone());
+            out.reply.usage = Some(usage.to_value());
         }
     }
 }
 
+/// Token counts: beside the choices, in a choice (Moonshot), in an object of Groq's.
+fn usage_in<'a>(json: &'a Json<'a>) -> Option<&'a Json<'a>> {
+    let choice = json.get("choices").and_then(Json::first);
+    let owners = [Some(json), choice, json.get("x_groq")];
+    let mut usages = owners
+        .into_iter()
+        .flatten()
+        .filter_map(|owner| owner.get("usage"));
+    usages.find(|usage| usage.as_object().is_some_and(|counts| !counts.is_empty()))
+}
+
+fn index_of(choice: &Json<'_>) -> u64 {
+    choice.get("index").and_then(Json::as_u64).unwrap_or(0)
+}
+
 /// The text in a part: a string, an object that has it under one of its names, a list of those.
-fn words(part: &Value) -> Cow<'_, str> {
+fn words<'a>(part: &'a Json<'_>) -> Cow<'a, str> {
     match part {
-        Value::String(text) => Cow::Borrowed(text),
-        Value::Array(parts) => Cow::Owned(parts.iter().map(words).collect()),
-        Value::Object(members) => ["text", "thinking", "summary", "content"]
+        Json::String(text) => Cow::Borrowed(text),
+        Json::Array(parts) => Cow::Owned(parts.iter().map(words).collect()),
+        Json::Object(_) => ["text", "thinking", "summary", "content"]
             .iter()
-            .filter_map(|name| members.get(*name))
+            .filter_map(|name| part.get(name))
             .map(words)
             .find(|words| !words.is_empty())
             .unwrap_or_default(),
@@ -320,9 +381,9 @@ fn words(part: &Value) -> Cow<'_, str> {
 }
 
 /// Where an event says that something failed. Wherever an `error` stands, it is one.
-fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
+fn error_in<'a>(json: &'a Json<'a>, origin: Origin) -> Option<&'a Json<'a>> {
     let has_choices = has(json, "choices");
-    let choices = json.get("choices").and_then(Value::as_array);
+    let choices = json.get("choices").and_then(Json::as_array);
     let inside = choices.into_iter().flatten().flat_map(|choice| {
         let inside = ["delta", "message"].map(|name| choice.get(name));
         [Some(choice), inside[0], inside[1]].into_iter().flatten()
@@ -332,7 +393,7 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
         .flatten()
         .chain(inside);
     // One of empty members is none beside a reply only.
-    let has_empty_error = json.get("error").is_some_and(Value::is_object) && !has_choices;
+    let has_empty_error = json.get("error").is_some_and(Json::is_object) && !has_choices;
     if let Some(place) = places.find(|place| has(place, "error")) {
         return Some(place);
     }
@@ -344,7 +405,7 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
             || has(json, "detail")
             || json.get("object").is_none() && (is_bad("code") || is_bad("status"))
     };
-    let is_called_error = |name| json.get(name).is_some_and(|value| value == "error");
+    let is_called_error = |name| json.get(name).and_then(Json::as_str) == Some("error");
     let is_error = match origin {
         Origin::ErrorField => true,
         Origin::NamedError => !has_choices,
@@ -356,12 +417,12 @@ fn error_in(json: &Value, origin: Origin) -> Option<&Value> {
 }
 
 /// Whether an event is words, and no part of a reply.
-fn says_something(json: &Value) -> bool {
-    let is_text = |name| json.get(name).is_some_and(Value::is_string);
+fn says_something(json: &Json<'_>) -> bool {
+    let is_text = |name| json.get(name).is_some_and(Json::is_string);
     let is_chunk = has(json, "choices") || has(json, "object") || has(json, "usage");
     !is_chunk && (is_text("message") || is_text("msg"))
 }
 
-fn has(object: &Value, name: &str) -> bool {
+fn has(object: &Json<'_>, name: &str) -> bool {
     object.get(name).is_some_and(|value| !is_empty(value))
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::seam::Seam;
-use crate::protocol::json::{Brackets, Halves};
+use crate::protocol::json::{Brackets, Halves, Json};
 
 /// How many calls a reply may have.
 const MAX_CALLS: usize = 1024;
@@ -33,17 +33,17 @@ impl Calls {
     ///
     /// Services number the calls (`index`), or leave that out (Ollama), or number all of them 0;
     /// the `id` comes once, with each piece, or never; so does the name.
-    pub fn add(&mut self, piece: &Value, halves: Halves) -> Result<usize, TooMany> {
-        let text = |owner: &Value, name| {
-            let text = owner.get(name).and_then(Value::as_str);
+    pub fn add(&mut self, piece: &Json<'_>, halves: Halves) -> Result<usize, TooMany> {
+        let text = |owner: &Json<'_>, name| {
+            let text = owner.get(name).and_then(Json::as_str);
             text.unwrap_or_default().to_owned()
         };
-        let function = piece.get("function").unwrap_or(&Value::Null);
-        let index = piece.get("index").and_then(Value::as_u64);
+        let function = piece.get("function").unwrap_or(&Json::Null);
+        let index = piece.get("index").and_then(Json::as_u64);
         let (id, name) = (text(piece, "id"), text(function, "name"));
         let mut arguments = match function.get("arguments") {
-            None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => text.clone(),
+            None | Some(Json::Null) => String::new(),
+            Some(Json::String(text)) => text.to_string(),
             // Whole, and not in a string.
             Some(other) => other.to_string(),
         };
@@ -90,9 +90,10 @@ impl Calls {
         call.brackets.feed_all(arguments.as_bytes());
         call.arguments.push_str(&arguments);
         for (name, value) in piece.as_object().into_iter().flatten() {
-            if !matches!(name.as_str(), "index" | "id" | "type" | "function") {
+            if !matches!(&**name, "index" | "id" | "type" | "function") {
+                let value = value.to_value();
                 added += name.len() + value.to_string().len();
-                call.others.insert(name.clone(), value.clone());
+                call.others.insert(name.to_string(), value);
             }
         }
         Ok(added)

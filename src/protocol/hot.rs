@@ -1,0 +1,256 @@
+//! The hot path: an event that is the one before it, but for a string.
+//!
+//! Nearly all of a reply's events are: the bytes around the string in them never change. Such an
+//! event takes no parser.
+//!
+//! ```text
+//! data: {"id":"7","choices":[{"index":0,"delta":{"content":" joke"}}]}
+//! └────────────────────── head ──────────────────────────┘└string┘└tail┘
+//! ```
+//!
+//! Where each event has the whole reply so far, the string begins as the one before it did. There
+//! the head takes each string in, and only what is new in the next one is looked at.
+//!
+//! It is sound by construction. Any valid string may stand where one has stood, and makes the same
+//! event with another string; and what such an event says, [`Dialect::string`] has found, is no
+//! more than its string. Whatever differs in a byte, or is not valid, goes the long way with all that has been
+//! read of it, and so does every event where somebody wants events.
+
+use super::events::Dialect;
+use super::json::{parse, unescape};
+use crate::sse::{Lines, MAX_LINE};
+
+/// What the string of an event is.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Field {
+    /// Text of the reply.
+    Text,
+    /// Thoughts.
+    Reasoning,
+}
+
+/// An event that may come again.
+pub(super) struct Hot {
+    /// The head of the event's line and, as far as it has come, the string.
+    line: Vec<u8>,
+    /// How much of that is the head.
+    head: usize,
+    /// From the quote behind the string to the line's end, without that.
+    tail: Vec<u8>,
+    field: Field,
+    place: Place,
+    /// There is a backslash in the string.
+    has_escapes: bool,
+    /// The string without its escapes.
+    text: String,
+    /// It has come again.
+    has_hit: bool,
+    /// How many events in a row were learned in vain, and how many are not tried for that.
+    misses: u32,
+    pause: u32,
+}
+
+/// How far an event has come.
+#[derive(Clone, Copy)]
+enum Place {
+    /// None is known.
+    Unknown,
+    /// Where a line begins.
+    Start,
+    /// So many bytes of the head have come.
+    Head(usize),
+    /// In the string; whether behind a backslash.
+    String { escaped: bool },
+    /// All of the string has come, and so many bytes of the tail.
+    Tail(usize),
+}
+
+/// What a part of a stream is.
+pub(super) enum Fed<'a> {
+    /// All of it is the known event's, whose end has not come.
+    More,
+    /// With so many bytes the known event has come, with this string.
+    Event(usize, Field, &'a str),
+    /// So many bytes are the known event's, and what follows is not: [`Hot::spill`].
+    Other(usize),
+}
+
+impl Hot {
+    pub fn new() -> Hot {
+        Hot {
+            line: Vec::new(),
+            head: 0,
+            tail: Vec::new(),
+            field: Field::Text,
+            place: Place::Unknown,
+            has_escapes: false,
+            text: String::new(),
+            has_hit: false,
+            misses: 0,
+            pause: 0,
+        }
+    }
+
+    /// Looks at what goes on with the stream, where a line begins or where this was left.
+    pub fn feed<D: Dialect>(&mut self, part: &[u8]) -> Fed<'_> {
+        let mut at = 0;
+        loop {
+            match self.place {
+                Place::Unknown => return Fed::Other(at),
+                Place::Start => {
+                    // Blank lines, between two events, say nothing.
+                    while let Some(b'\n' | b'\r') = part.get(at) {
+                        at += 1;
+                    }
+                    if D::IS_CUMULATIVE {
+                        self.head = self.line.len();
+                    } else {
+                        self.line.truncate(self.head);
+                    }
+                    self.place = Place::Head(0);
+                }
+                Place::Head(come) => match goes_on(&self.line[come..self.head], &part[at..]) {
+                    None => return Fed::Other(at),
+                    Some(n) => {
+                        at += n;
+                        if come + n < self.head {
+                            self.place = Place::Head(come + n);
+                            return Fed::More;
+                        }
+                        self.has_escapes = false;
+                        self.place = Place::String { escaped: false };
+                    }
+                },
+                Place::String { mut escaped } => {
+                    let mut end = at;
+                    let quote = loop {
+                        match part.get(end) {
+                            None => break false,
+                            Some(..0x20) => return Fed::Other(at),
+                            _ if escaped => escaped = false,
+                            Some(b'"') => break true,
+                            Some(b'\\') => (escaped, self.has_escapes) = (true, true),
+                            Some(_) => {}
+                        }
+                        end += 1;
+                    };
+                    if self.line.len() + end - at + self.tail.len() > MAX_LINE {
+                        return Fed::Other(at);
+                    }
+                    self.line.extend_from_slice(&part[at..end]);
+                    at = end;
+                    if !quote {
+                        self.place = Place::String { escaped };
+                        return Fed::More;
+                    }
+                    self.place = Place::Tail(0);
+                }
+                Place::Tail(come) => {
+                    let Some(n) = goes_on(&self.tail[come..], &part[at..]) else {
+                        return Fed::Other(at);
+                    };
+                    at += n;
+                    self.place = Place::Tail(come + n);
+                    match part.get(at) {
+                        None => return Fed::More,
+                        Some(b'\n' | b'\r') if come + n == self.tail.len() => {}
+                        Some(_) => return Fed::Other(at),
+                    }
+                    let Ok(raw) = std::str::from_utf8(&self.line[self.head..]) else {
+                        return Fed::Other(at);
+                    };
+                    if self.has_escapes && unescape(raw, &mut self.text).is_none() {
+                        return Fed::Other(at);
+                    }
+                    self.place = Place::Start;
+                    self.has_hit = true;
+                    let text = if self.has_escapes { &self.text } else { raw };
+                    return Fed::Event(at + 1, self.field, text);
+                }
+            }
+        }
+    }
+
+    /// What has come of a line goes the long way.
+    pub fn spill(&mut self, lines: &mut Lines) {
+        match self.place {
+            Place::Unknown | Place::Start => return,
+            Place::Head(come) => lines.begin_with(&[&self.line[..come]]),
+            Place::String { .. } => lines.begin_with(&[&self.line]),
+            Place::Tail(come) => lines.begin_with(&[&self.line, &self.tail[..come]]),
+        }
+        self.line.truncate(self.head);
+        self.place = Place::Start;
+    }
+
+    /// Another event has come: the one that was known is not the last any more.
+    pub fn forget(&mut self) {
+        if !matches!(self.place, Place::Unknown) {
+            self.place = Place::Unknown;
+            self.misses = if self.has_hit { 0 } else { self.misses + 1 };
+            self.pause = (1 << self.misses.min(10)) / 4;
+        }
+    }
+
+    /// Learns the event that has come last: its data, and what stands before that in its line.
+    pub fn learn<D: Dialect>(&mut self, before: &[u8], data: &str, dialect: &D) {
+        if self.pause > 0 {
+            self.pause -= 1;
+            return;
+        }
+        for name in D::STRINGS {
+            let Some((start, end)) = find_string(data, name) else {
+                continue;
+            };
+            // The same with another string, whose place tells whether it is the one that counts.
+            let other = [&data[..start], "x", &data[end..]].concat();
+            let Ok(json) = parse(&other) else {
+                continue;
+            };
+            let Some((field, "x")) = dialect
+                .string(&json)
+                .filter(|(_, text)| text.as_ptr() == other[start..].as_ptr())
+            else {
+                continue;
+            };
+            let head = if D::IS_CUMULATIVE { end } else { start };
+            self.line.clear();
+            self.line.extend_from_slice(before);
+            self.line.extend_from_slice(&data.as_bytes()[..head]);
+            self.tail.clear();
+            self.tail.extend_from_slice(&data.as_bytes()[end..]);
+            self.head = self.line.len();
+            self.field = field;
+            self.has_hit = false;
+            self.place = Place::Start;
+            return;
+        }
+    }
+}
+
+/// How many bytes of `part` are the first ones of `known`; `None`: others come.
+fn goes_on(known: &[u8], part: &[u8]) -> Option<usize> {
+    let n = known.len().min(part.len());
+    (known[..n] == part[..n]).then_some(n)
+}
+
+/// Where in a JSON text the first string stands that is a member of this name, without its quotes.
+fn find_string(json: &str, name: &str) -> Option<(usize, usize)> {
+    let quoted = format!("\"{name}\"");
+    json.match_indices(&quoted).find_map(|(at, _)| {
+        let value = json[at + quoted.len()..].trim_start().strip_prefix(':')?;
+        let string = value.trim_start().strip_prefix('"')?;
+        let start = json.len() - string.len();
+        let mut end = start;
+        loop {
+            end += memchr::memchr2(b'"', b'\\', &json.as_bytes()[end..])?;
+            match json.as_bytes()[end] {
+                b'"' => return Some((start, end)),
+                _ => end += 2,
+            }
+            if end > json.len() {
+                return None;
+            }
+        }
+    })
+}
