@@ -132,26 +132,59 @@ impl Stream {
     /// The next thing that happens; `None` at the end, of which [`finish`](Stream::finish) and
     /// [`error`](Stream::error) tell how it came. Blocks for about 100 ms at most.
     pub fn next_event(&mut self) -> Option<Event<'_>> {
-        self.shown = match self.shown {
-            Shown::Nothing => self.pull(),
-            _ => {
-                self.clear_shown();
-                self.chat.unpark();
-                self.pull()
+        loop {
+            if self.look() {
+                return self.shown();
             }
-        };
-        match self.shown {
-            Shown::Nothing => return None,
-            // The caller may take its time.
-            _ => self.chat.park(),
+            self.wait();
         }
+    }
+
+    /// Looks for the next thing that happens, or the end, without waiting: whether there is one,
+    /// which is [`shown`](Stream::shown).
+    pub(crate) fn look(&mut self) -> bool {
+        if !matches!(self.shown, Shown::Nothing) {
+            self.clear_shown();
+            self.chat.unpark();
+        }
+        let Some(shown) = self.advance() else {
+            return false;
+        };
+        self.shown = shown;
+        if !matches!(shown, Shown::Nothing) {
+            // The caller may take its time.
+            self.chat.park();
+        }
+        true
+    }
+
+    pub(crate) fn shown(&self) -> Option<Event<'_>> {
         Some(match self.shown {
+            Shown::Nothing => return None,
             Shown::Text => Event::Text(&self.out.text),
             Shown::Reasoning => Event::Reasoning(&self.out.reasoning),
             Shown::Json => Event::Json(&self.out.event),
             Shown::Log => Event::Log(self.out.log.front().map_or("", String::as_str)),
-            Shown::Tick | Shown::Nothing => Event::Tick,
+            Shown::Tick => Event::Tick,
         })
+    }
+
+    /// Waits for a slice or two at most. Meanwhile the texts of the reply are not touched, and may be
+    /// [elsewhere](Stream::lend).
+    pub(crate) fn wait(&mut self) {
+        match self.phase {
+            Phase::Running if !self.chat.wait() => self.act(),
+            Phase::Waiting(until) => {
+                std::thread::sleep(SLICE.min(until.saturating_duration_since(Instant::now())));
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts the texts of the reply into another's place, or back.
+    pub(crate) fn lend(&mut self, text: &mut String, reasoning: &mut String) {
+        std::mem::swap(&mut self.out.reply.text, text);
+        std::mem::swap(&mut self.out.reply.reasoning, reasoning);
     }
 
     /// Reads the reply to its end.
@@ -177,7 +210,7 @@ impl Stream {
     }
 
     fn clear_shown(&mut self) {
-        match self.shown {
+        match std::mem::replace(&mut self.shown, Shown::Nothing) {
             Shown::Text => self.out.text.clear(),
             Shown::Reasoning => self.out.reasoning.clear(),
             Shown::Json => self.out.event.clear(),
@@ -186,53 +219,61 @@ impl Stream {
         }
     }
 
-    fn pull(&mut self) -> Shown {
+    /// Goes on as far as that needs no waiting; `None`: it has to wait.
+    fn advance(&mut self) -> Option<Shown> {
         loop {
             let ready = self.ready();
             if !matches!(ready, Shown::Nothing) {
-                return ready;
+                return Some(ready);
             }
-            match std::mem::replace(&mut self.phase, Phase::Running) {
-                Phase::Over => {
-                    self.phase = Phase::Over;
-                    return Shown::Nothing;
-                }
-                Phase::Ending(result) => {
-                    self.end(result);
+            let mut goes_on = false;
+            match self.phase {
+                Phase::Over => return Some(Shown::Nothing),
+                Phase::Ending(_) => {
+                    if let Phase::Ending(result) = std::mem::replace(&mut self.phase, Phase::Over) {
+                        self.end(result);
+                    }
                     continue;
                 }
                 _ if self.running.is_cancelled() => {
                     self.phase = Phase::Ending(Err(cancelled()));
                     continue;
                 }
-                Phase::Running => match self.chat.advance(&mut self.out) {
-                    Ok(Step::Done) => {
-                        self.phase = Phase::Ending(Ok(()));
-                        continue;
+                Phase::Running => {
+                    goes_on = self.chat.is_ready();
+                    if goes_on {
+                        self.act();
+                        if !self.out.is_empty() {
+                            continue;
+                        }
                     }
-                    Err(error) => {
-                        self.phase = self.failed(error);
-                        continue;
-                    }
-                    Ok(Step::Going) if !self.out.is_empty() => continue,
-                    // Nothing to hand out. Whoever drips empty events stops no clock.
-                    Ok(Step::Going) => {}
-                },
+                }
                 Phase::Waiting(until) => {
-                    let now = Instant::now();
-                    if now >= until {
+                    if Instant::now() >= until {
                         self.out.reply.attempts += 1;
                         self.chat.restart();
+                        self.phase = Phase::Running;
                         continue;
                     }
-                    std::thread::sleep(SLICE.min(until - now));
-                    self.phase = Phase::Waiting(until);
                 }
             }
+            // Nothing to hand out. Whoever drips empty events stops no clock.
             if self.last_tick.elapsed() >= TICK {
                 self.last_tick = Instant::now();
-                return Shown::Tick;
+                return Some(Shown::Tick);
             }
+            if !goes_on {
+                return None;
+            }
+        }
+    }
+
+    /// A step of the chat.
+    fn act(&mut self) {
+        match self.chat.advance(&mut self.out) {
+            Ok(Step::Going) => {}
+            Ok(Step::Done) => self.phase = Phase::Ending(Ok(())),
+            Err(error) => self.phase = self.failed(error),
         }
     }
 

@@ -227,26 +227,29 @@ impl Session {
         }
     }
 
-    /// The next thing that happens. No lock is held meanwhile: other threads may ask for the
-    /// outcome so far, and a fork leaves the child no lock of ours locked.
+    /// The next thing that happens. No lock is held while it is waited for: other threads may ask for
+    /// the outcome so far.
     fn pull(&self, piece: &mut Vec<u8>) -> Pulled {
         piece.clear();
-        let Some(mut stream) = lock(&self.0).stream.take() else {
-            return Pulled::End;
-        };
-        let pulled = match stream.next_event() {
-            Some(event) => fill(piece, event),
-            None => Pulled::End,
-        };
-        let mut live = lock(&self.0);
-        match pulled {
-            Pulled::End => live.end(stream),
-            _ => {
-                live.follow(stream.reply());
-                live.stream = Some(stream);
+        loop {
+            let mut live = lock(&self.0);
+            let Some(stream) = &mut live.stream else {
+                return Pulled::End;
+            };
+            if stream.look() {
+                if let Some(event) = stream.shown() {
+                    return fill(piece, event);
+                }
+                live.end();
+                return Pulled::End;
             }
+            let Some(mut stream) = live.lend() else {
+                return Pulled::End;
+            };
+            drop(live);
+            stream.wait();
+            lock(&self.0).take_back(stream);
         }
-        pulled
     }
 
     /// Ends the chat as cancelled, if it still runs.
@@ -259,9 +262,9 @@ impl Session {
     /// Ends the chat, as cancelled if it still runs, and tells how it ended.
     pub fn finish(&self) -> gptalk_status {
         let mut live = lock(&self.0);
-        if let Some(mut stream) = live.stream.take() {
+        if let Some(stream) = &mut live.stream {
             stream.cancel();
-            live.end(stream);
+            live.end();
         }
         live.status()
     }
@@ -271,9 +274,13 @@ impl Session {
         lock(&self.0).status()
     }
 
-    /// A panic came up, and the stream is gone. The text so far stays.
+    /// A panic came up. The stream goes, the text so far stays.
     fn broken(&self) {
-        lock(&self.0).error = Some(defect());
+        let mut live = lock(&self.0);
+        live.error = Some(defect());
+        let stream = live.lend();
+        drop(live);
+        contained(|| drop(stream));
     }
 
     /// Keeps why something was refused, to be asked for.
@@ -315,23 +322,24 @@ fn fill(piece: &mut Vec<u8>, event: Event<'_>) -> Pulled {
 }
 
 impl Live {
-    fn end(&mut self, stream: Stream) {
-        match stream.finish() {
-            Ok(reply) => self.reply = reply,
-            Err(error) => {
+    fn end(&mut self) {
+        match self.stream.take().map(Stream::finish) {
+            Some(Ok(reply)) => self.reply = reply,
+            Some(Err(error)) => {
                 self.reply = error.reply().cloned().unwrap_or_default();
                 self.error = Some(error);
             }
+            None => {}
         }
         // A refusal inside the chat was before its end.
         self.refusal = None;
     }
 
-    /// Follows the reply of the chat that runs. What has not changed is not copied.
-    fn follow(&mut self, reply: &Reply) {
-        let known = &mut self.reply;
-        follow_text(&mut known.text, &reply.text, reply.rewritten);
-        follow_text(&mut known.reasoning, &reply.reasoning, false);
+    /// Gives the stream away to wait, without its texts; what else is known of the reply is copied,
+    /// where it has changed.
+    fn lend(&mut self) -> Option<Stream> {
+        let mut stream = self.stream.take()?;
+        let (known, reply) = (&mut self.reply, stream.reply());
         if known.url != reply.url {
             known.url.clone_from(&reply.url);
         }
@@ -352,11 +360,18 @@ impl Live {
         known.attempts = reply.attempts;
         known.pieces = reply.pieces;
         known.first_text = reply.first_text;
+        stream.lend(&mut known.text, &mut known.reasoning);
+        Some(stream)
+    }
+
+    fn take_back(&mut self, mut stream: Stream) {
+        stream.lend(&mut self.reply.text, &mut self.reply.reasoning);
+        self.stream = Some(stream);
     }
 
     fn facts(&self) -> Facts<'_> {
         Facts {
-            reply: &self.reply,
+            reply: self.stream.as_ref().map_or(&self.reply, Stream::reply),
             error: self.error.as_ref(),
             refusal: self.refusal.as_ref(),
             begun: self.begun,
@@ -377,14 +392,6 @@ pub(super) fn defect() -> Error {
         ErrorKind::Internal,
         "a defect in gptalk was contained; please report what the library printed on stderr",
     )
-}
-
-/// Copies what has come behind a text, or all of it where what was there may have changed.
-fn follow_text(known: &mut String, text: &str, rewritten: bool) {
-    match text.get(known.len()..) {
-        Some(new) if !rewritten => known.push_str(new),
-        _ => text.clone_into(known),
-    }
 }
 
 /// Ends a chat on every way out, be it an exception of the host's.

@@ -105,6 +105,16 @@ impl Reading {
         }
     }
 
+    /// Whether the next step has something to read, and waits for nothing.
+    pub fn is_ready(&mut self) -> bool {
+        self.body.is_ready()
+    }
+
+    /// Waits for something to read, a slice at most.
+    pub fn wait(&mut self) {
+        self.body.wait();
+    }
+
     /// The reply is complete: what follows is not read.
     pub fn leave(self) {
         self.body.leave();

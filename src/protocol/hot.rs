@@ -98,10 +98,7 @@ impl Hot {
             match self.place {
                 Place::Unknown => return Fed::Other(at),
                 Place::Start => {
-                    // Blank lines, between two events, say nothing.
-                    while let Some(b'\n' | b'\r') = part.get(at) {
-                        at += 1;
-                    }
+                    at += blank(part);
                     if D::IS_CUMULATIVE {
                         self.head = self.line.len();
                     } else {
@@ -165,7 +162,7 @@ impl Hot {
                     self.place = Place::Start;
                     self.has_hit = true;
                     let text = if self.has_escapes { &self.text } else { raw };
-                    return Fed::Event(at + 1, self.field, text);
+                    return Fed::Event(at + blank(&part[at..]), self.field, text);
                 }
             }
         }
@@ -226,6 +223,12 @@ impl Hot {
             return;
         }
     }
+}
+
+/// How many bytes at the beginning are line ends: blank lines between two events say nothing.
+fn blank(part: &[u8]) -> usize {
+    let is_line_end = |byte: &&u8| matches!(byte, b'\n' | b'\r');
+    part.iter().take_while(is_line_end).count()
 }
 
 /// How many bytes of `part` are the first ones of `known`; `None`: others come.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
+use self::events::Reading;
 use crate::config::{Config, Protocol};
 use crate::error::Error;
 use crate::message::Conversation;
@@ -67,6 +68,23 @@ impl Chat {
             Protocol::Gptalk => Chat::Gptalk(Box::new(gptalk::Chat::new(setting, &talk)?)),
             Protocol::Openai => Chat::Openai(Box::new(openai::Chat::new(setting, talk))),
         })
+    }
+
+    /// Whether the next step has something to do, and waits for nothing.
+    pub fn is_ready(&mut self) -> bool {
+        self.reading().is_some_and(Reading::is_ready)
+    }
+
+    /// Waits for what goes on with the reply, a slice at most. Not before there is one: `false`.
+    pub fn wait(&mut self) -> bool {
+        self.reading().map(Reading::wait).is_some()
+    }
+
+    fn reading(&mut self) -> Option<&mut Reading> {
+        match self {
+            Chat::Gptalk(chat) => chat.reading(),
+            Chat::Openai(chat) => chat.reading(),
+        }
     }
 
     /// One step.

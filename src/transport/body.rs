@@ -46,6 +46,8 @@ pub(super) enum Chunked {
         all: u32,
     },
     Ended,
+    /// It is not as it should be.
+    Bad(&'static str),
 }
 
 /// The longest extension, and the longest trailer, in bytes.
@@ -116,6 +118,14 @@ impl Chunked {
                     ended: false,
                 });
             }
+            if let Chunked::Bad(why) = self {
+                return Err(why);
+            }
+            if let Some((skip, size)) = self.whole_line(&input[at..]) {
+                *self = Chunked::Data(size);
+                at += skip;
+                continue;
+            }
             let ended = matches!(self, Chunked::Ended);
             let Some(&byte) = input.get(at).filter(|_| !ended) else {
                 return Ok(Piece {
@@ -124,9 +134,30 @@ impl Chunked {
                     ended,
                 });
             };
-            *self = self.after(byte)?;
+            *self = self.after(byte).unwrap_or_else(Chunked::Bad);
             at += 1;
         }
+    }
+
+    /// What stands between the data of most chunks, at once: how long it is, and the size it tells.
+    fn whole_line(&self, input: &[u8]) -> Option<(usize, u64)> {
+        let digits = match self {
+            Chunked::DataEnd { cr: false } => input.strip_prefix(b"\r\n")?,
+            Chunked::Size { digits: 0, .. } => input,
+            _ => return None,
+        };
+        let (mut size, mut rest) = (0, digits);
+        while let [digit @ (b'0'..=b'9' | b'a'..=b'f'), behind @ ..] = rest {
+            let value = (digit & 0xF) + if *digit > b'9' { 9 } else { 0 };
+            size = size << 4 | u32::from(value);
+            rest = behind;
+        }
+        // Seven digits at most: more might not fit.
+        let is_short = (1..8).contains(&(digits.len() - rest.len()));
+        let rest = rest
+            .strip_prefix(b"\r\n")
+            .filter(|_| is_short && size > 0)?;
+        Some((input.len() - rest.len(), size.into()))
     }
 
     /// One byte of framing.
@@ -169,7 +200,7 @@ impl Chunked {
             (Chunked::Extension { .. } | Chunked::Trailer { .. }, _) => {
                 return Err("a chunk's extension or the trailer is too long");
             }
-            (Chunked::Data(_) | Chunked::Ended, _) => self,
+            (Chunked::Data(_) | Chunked::Ended | Chunked::Bad(_), _) => self,
         })
     }
 }
@@ -188,6 +219,8 @@ pub(crate) struct Body {
     last: Instant,
     /// How many bytes of data stand at the beginning of the input.
     ready: usize,
+    /// What the last [wait](Body::wait) brought, and when.
+    pumped: Option<(Instant, Pump)>,
 }
 
 /// What reading brought.
@@ -223,6 +256,21 @@ impl Body {
             url,
             last: Instant::now(),
             ready: 0,
+            pumped: None,
+        }
+    }
+
+    /// Whether [`read`](Body::read) brings something at once.
+    pub fn is_ready(&mut self) -> bool {
+        self.pumped.is_some() || self.unframe() != Ok(false) || self.ready > 0
+    }
+
+    /// Waits for bytes, a slice at most. What comes of it, [`read`](Body::read) tells.
+    pub fn wait(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            let now = Instant::now();
+            // A service may answer before it has read the whole request: this sends on.
+            self.pumped = Some((now, connection.wire.pump()));
         }
     }
 
@@ -250,36 +298,46 @@ impl Body {
         }
     }
 
+    /// Sets the next data apart, where some has come; whether the body has ended.
+    fn unframe(&mut self) -> Result<bool, &'static str> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(true);
+        };
+        if self.ready > 0 {
+            return Ok(false);
+        }
+        let input = &mut connection.wire.input;
+        let piece = self.framing.next(input.unread())?;
+        input.consume(piece.skip);
+        self.ready = piece.len;
+        Ok(piece.ended)
+    }
+
     fn advance(&mut self) -> Result<Step, Error> {
         let mut received = false;
         loop {
-            let Some(connection) = &mut self.connection else {
-                return Ok(Step::End);
-            };
-            if self.ready > 0 {
-                return Ok(Step::Data);
-            }
-            let wire = &mut connection.wire;
-            let piece = self.framing.next(wire.input.unread()).map_err(|why| {
+            let ended = self.unframe().map_err(|why| {
                 Error::protocol(format!("{} answered with a bad body: {why}", self.url))
             })?;
-            wire.input.consume(piece.skip);
-            self.ready = piece.len;
-            if piece.len > 0 {
-                continue;
-            }
-            if piece.ended {
+            if ended {
                 self.release(None);
                 return Ok(Step::End);
+            }
+            if self.ready > 0 {
+                return Ok(Step::Data);
             }
             // One receive a step: framing alone, without data, keeps nobody here.
             if std::mem::replace(&mut received, true) {
                 return Ok(Step::Pending);
             }
-            let now = Instant::now();
+            if self.pumped.is_none() {
+                self.wait();
+            }
+            let Some((now, pumped)) = self.pumped.take() else {
+                return Ok(Step::End);
+            };
             self.limits.check_total(now, &self.url)?;
-            // A service may answer before it has read the whole request: send on.
-            match wire.pump() {
+            match pumped {
                 Pump::Data => self.last = now,
                 Pump::Pending => {
                     self.check_idle(now)?;

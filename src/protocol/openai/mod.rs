@@ -67,6 +67,14 @@ impl Chat {
         reply.tool_calls = self.chunks.tool_calls();
     }
 
+    /// The reply, where it is being read.
+    pub(super) fn reading(&mut self) -> Option<&mut Reading> {
+        match &mut self.phase {
+            Phase::Read(reading) => Some(reading),
+            _ => None,
+        }
+    }
+
     /// One step.
     pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
