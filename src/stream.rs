@@ -158,11 +158,12 @@ impl Stream {
         true
     }
 
+    #[inline]
     pub(crate) fn shown(&self) -> Option<Event<'_>> {
         Some(match self.shown {
             Shown::Nothing => return None,
-            Shown::Text => Event::Text(&self.out.text),
-            Shown::Reasoning => Event::Reasoning(&self.out.reasoning),
+            Shown::Text => Event::Text(self.out.text()),
+            Shown::Reasoning => Event::Reasoning(self.out.reasoning()),
             Shown::Json => Event::Json(&self.out.event),
             Shown::Log => Event::Log(self.out.log.front().map_or("", String::as_str)),
             Shown::Tick => Event::Tick,
@@ -211,8 +212,8 @@ impl Stream {
 
     fn clear_shown(&mut self) {
         match std::mem::replace(&mut self.shown, Shown::Nothing) {
-            Shown::Text => self.out.text.clear(),
-            Shown::Reasoning => self.out.reasoning.clear(),
+            Shown::Text => self.out.told_text(),
+            Shown::Reasoning => self.out.told_reasoning(),
             Shown::Json => self.out.event.clear(),
             Shown::Log => drop(self.out.log.pop_front()),
             Shown::Tick | Shown::Nothing => {}
@@ -240,12 +241,13 @@ impl Stream {
                     continue;
                 }
                 Phase::Running => {
-                    goes_on = self.chat.is_ready();
-                    if goes_on {
+                    goes_on = self.chat.again(&mut self.out);
+                    if !goes_on && self.chat.is_ready() {
+                        goes_on = true;
                         self.act();
-                        if !self.out.is_empty() {
-                            continue;
-                        }
+                    }
+                    if !self.out.is_empty() {
+                        continue;
                     }
                 }
                 Phase::Waiting(until) => {
@@ -269,6 +271,7 @@ impl Stream {
     }
 
     /// A step of the chat.
+    #[inline]
     fn act(&mut self) {
         match self.chat.advance(&mut self.out) {
             Ok(Step::Going) => {}
@@ -278,14 +281,15 @@ impl Stream {
     }
 
     /// What is there to be handed out: log lines first, then the event, then what is in it.
+    #[inline]
     fn ready(&mut self) -> Shown {
         if !self.out.log.is_empty() {
             Shown::Log
         } else if !self.out.event.is_empty() {
             Shown::Json
-        } else if !self.out.reasoning.is_empty() {
+        } else if self.out.has_reasoning() {
             Shown::Reasoning
-        } else if !self.out.text.is_empty() {
+        } else if self.out.has_text() {
             self.out.reply.pieces += 1;
             self.out
                 .reply
@@ -301,7 +305,7 @@ impl Stream {
     fn failed(&mut self, error: Error) -> Phase {
         let tried = u64::from(self.out.reply.attempts);
         let is_last = tried > self.config.retries;
-        let delivered = self.out.reply.pieces > 0 || !self.out.text.is_empty();
+        let delivered = self.out.reply.pieces > 0 || self.out.has_text();
         if is_last || delivered || !is_worth_a_retry(&error) {
             return Phase::Ending(Err(error));
         }

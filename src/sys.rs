@@ -24,6 +24,7 @@ pub(crate) const SLICE: Duration = Duration::from_millis(50);
 
 /// Locks. A panic elsewhere leaves what is behind the library's locks in order, for each is held for
 /// one step: poison is no reason to refuse chats.
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -105,6 +105,27 @@ impl Reading {
         }
     }
 
+    /// The hot path of the hot path: takes the next event where all of it has come, and it is the last
+    /// one with another string. Whether it was.
+    #[inline]
+    pub fn again<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> bool {
+        let is_at_start = self.lines.is_at_start() && self.bare.is_none();
+        let Some(part) = self.body.ready().filter(|_| is_at_start) else {
+            return false;
+        };
+        let Some((field, text, used)) = self.events.hot.whole_event(part) else {
+            return false;
+        };
+        // Where that fails, the step that follows fails again, and says so.
+        let is_again = self.events.may_be_hot(out)
+            && dialect.again(field, text, &self.events.url, out).is_ok();
+        if is_again {
+            self.events.hot.took::<D>(text);
+            self.body.consume(used);
+        }
+        is_again
+    }
+
     /// Whether the next step has something to read, and waits for nothing.
     pub fn is_ready(&mut self) -> bool {
         self.body.is_ready()

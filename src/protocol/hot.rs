@@ -91,7 +91,38 @@ impl Hot {
         }
     }
 
-    /// Looks at what goes on with the stream, where a line begins or where this was left.
+    /// The usual case: all of the event is there, and no escape is in its string. The string, and the
+    /// length of the event.
+    #[inline]
+    pub fn whole_event<'a>(&self, part: &'a [u8]) -> Option<(Field, &'a str, usize)> {
+        let string = match self.place {
+            Place::Start => part.strip_prefix(&self.line[..self.head])?,
+            _ => return None,
+        };
+        let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
+        let length = string.iter().position(is_special)?;
+        let behind = string[length..].strip_prefix(&*self.tail)?;
+        let used = part.len() - behind.len();
+        if used > MAX_LINE || !matches!(behind, [b'\n' | b'\r', ..]) {
+            return None;
+        }
+        let text = std::str::from_utf8(&string[..length]).ok()?;
+        Some((self.field, text, used + blank(behind)))
+    }
+
+    /// It has come again, and this was its string.
+    #[inline]
+    pub fn took<D: Dialect>(&mut self, string: &str) {
+        self.has_hit = true;
+        if D::IS_CUMULATIVE {
+            self.line.truncate(self.head);
+            self.line.extend_from_slice(string.as_bytes());
+            self.head = self.line.len();
+        }
+    }
+
+    /// Looks at what goes on with the stream, where a line begins or where this was left: the event
+    /// may be split anywhere, and its string have escapes.
     pub fn feed<D: Dialect>(&mut self, part: &[u8]) -> Fed<'_> {
         let mut at = 0;
         loop {
@@ -99,11 +130,7 @@ impl Hot {
                 Place::Unknown => return Fed::Other(at),
                 Place::Start => {
                     at += blank(part);
-                    if D::IS_CUMULATIVE {
-                        self.head = self.line.len();
-                    } else {
-                        self.line.truncate(self.head);
-                    }
+                    self.line.truncate(self.head);
                     self.place = Place::Head(0);
                 }
                 Place::Head(come) => match goes_on(&self.line[come..self.head], &part[at..]) {
@@ -161,6 +188,9 @@ impl Hot {
                     }
                     self.place = Place::Start;
                     self.has_hit = true;
+                    if D::IS_CUMULATIVE {
+                        self.head = self.line.len();
+                    }
                     let text = if self.has_escapes { &self.text } else { raw };
                     return Fed::Event(at + blank(&part[at..]), self.field, text);
                 }
@@ -226,6 +256,7 @@ impl Hot {
 }
 
 /// How many bytes at the beginning are line ends: blank lines between two events say nothing.
+#[inline]
 fn blank(part: &[u8]) -> usize {
     let is_line_end = |byte: &&u8| matches!(byte, b'\n' | b'\r');
     part.iter().take_while(is_line_end).count()

@@ -70,6 +70,16 @@ impl Chat {
         })
     }
 
+    /// Takes the next event where it has come, and is the last one again but for its text. Whether it
+    /// was.
+    #[inline]
+    pub fn again(&mut self, out: &mut Out) -> bool {
+        match self {
+            Chat::Gptalk(chat) => chat.again(out),
+            Chat::Openai(chat) => chat.again(out),
+        }
+    }
+
     /// Whether the next step has something to do, and waits for nothing.
     pub fn is_ready(&mut self) -> bool {
         self.reading().is_some_and(Reading::is_ready)
@@ -139,10 +149,8 @@ pub(crate) enum Step {
 #[derive(Default)]
 pub(crate) struct Out {
     pub reply: Reply,
-    /// New text of the reply.
-    pub text: String,
-    /// New text of the model's thoughts.
-    pub reasoning: String,
+    /// How much of the reply's text has been handed out, and of the model's thoughts.
+    told: (usize, usize),
     /// An event's JSON as it came; only where somebody wants it.
     pub event: String,
     pub wants_events: bool,
@@ -155,15 +163,51 @@ pub(crate) struct Out {
 
 impl Out {
     /// New text at the end of the reply.
+    #[inline]
     pub fn add_text(&mut self, text: &str) {
-        self.text.push_str(text);
         self.reply.text.push_str(text);
     }
 
     /// New thoughts.
     pub fn add_reasoning(&mut self, thoughts: &str) {
-        self.reasoning.push_str(thoughts);
         self.reply.reasoning.push_str(thoughts);
+    }
+
+    /// The reply's text is another one, of which so much counts as handed out.
+    pub fn rewrite(&mut self, text: &str, told: usize) {
+        text.clone_into(&mut self.reply.text);
+        self.reply.rewritten = true;
+        self.told.0 = told;
+    }
+
+    /// The text that is to be handed out.
+    pub fn text(&self) -> &str {
+        self.reply.text.get(self.told.0..).unwrap_or_default()
+    }
+
+    #[inline]
+    pub fn has_text(&self) -> bool {
+        self.told.0 < self.reply.text.len()
+    }
+
+    /// The thoughts that are to be handed out.
+    pub fn reasoning(&self) -> &str {
+        self.reply.reasoning.get(self.told.1..).unwrap_or_default()
+    }
+
+    #[inline]
+    pub fn has_reasoning(&self) -> bool {
+        self.told.1 < self.reply.reasoning.len()
+    }
+
+    /// The text has been handed out.
+    pub fn told_text(&mut self) {
+        self.told.0 = self.reply.text.len();
+    }
+
+    /// The thoughts have been handed out.
+    pub fn told_reasoning(&mut self) {
+        self.told.1 = self.reply.reasoning.len();
     }
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
@@ -194,17 +238,15 @@ impl Out {
     }
 
     /// Whether there is nothing to be handed out.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty()
-            && self.reasoning.is_empty()
-            && self.event.is_empty()
-            && self.log.is_empty()
+        !self.has_text() && !self.has_reasoning() && self.event.is_empty() && self.log.is_empty()
     }
 
     /// Forgets what has not been handed out.
     pub fn clear(&mut self) {
-        self.text.clear();
-        self.reasoning.clear();
+        self.told_text();
+        self.told_reasoning();
         self.event.clear();
         self.log.clear();
     }

@@ -103,6 +103,10 @@ impl Chunked {
 
     fn next(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
         let mut at = 0;
+        if let Some((skip, size)) = self.whole_line(input) {
+            *self = Chunked::Data(size);
+            at = skip;
+        }
         loop {
             if let Chunked::Data(left) = self {
                 let len = usize::try_from(*left)
@@ -121,11 +125,6 @@ impl Chunked {
             if let Chunked::Bad(why) = self {
                 return Err(why);
             }
-            if let Some((skip, size)) = self.whole_line(&input[at..]) {
-                *self = Chunked::Data(size);
-                at += skip;
-                continue;
-            }
             let ended = matches!(self, Chunked::Ended);
             let Some(&byte) = input.get(at).filter(|_| !ended) else {
                 return Ok(Piece {
@@ -140,24 +139,25 @@ impl Chunked {
     }
 
     /// What stands between the data of most chunks, at once: how long it is, and the size it tells.
+    #[inline]
     fn whole_line(&self, input: &[u8]) -> Option<(usize, u64)> {
-        let digits = match self {
-            Chunked::DataEnd { cr: false } => input.strip_prefix(b"\r\n")?,
-            Chunked::Size { digits: 0, .. } => input,
+        let start = match (self, input) {
+            (Chunked::DataEnd { cr: false }, [b'\r', b'\n', ..]) => 2,
+            (Chunked::Size { digits: 0, .. }, _) => 0,
             _ => return None,
         };
-        let (mut size, mut rest) = (0, digits);
-        while let [digit @ (b'0'..=b'9' | b'a'..=b'f'), behind @ ..] = rest {
-            let value = (digit & 0xF) + if *digit > b'9' { 9 } else { 0 };
-            size = size << 4 | u32::from(value);
-            rest = behind;
-        }
+        let (mut at, mut size) = (start, 0);
         // Seven digits at most: more might not fit.
-        let is_short = (1..8).contains(&(digits.len() - rest.len()));
-        let rest = rest
-            .strip_prefix(b"\r\n")
-            .filter(|_| is_short && size > 0)?;
-        Some((input.len() - rest.len(), size.into()))
+        while at < start + 7 {
+            size = match *input.get(at)? {
+                digit @ b'0'..=b'9' => size << 4 | u32::from(digit - b'0'),
+                digit @ b'a'..=b'f' => size << 4 | u32::from(digit - b'a' + 10),
+                _ => break,
+            };
+            at += 1;
+        }
+        let is_whole = size > 0 && matches!(input.get(at..at + 2), Some([b'\r', b'\n']));
+        is_whole.then_some((at + 2, size.into()))
     }
 
     /// One byte of framing.
@@ -261,8 +261,18 @@ impl Body {
     }
 
     /// Whether [`read`](Body::read) brings something at once.
+    #[inline]
     pub fn is_ready(&mut self) -> bool {
-        self.pumped.is_some() || self.unframe() != Ok(false) || self.ready > 0
+        self.ready > 0 || self.pumped.is_some() || self.unframe() != Ok(false) || self.ready > 0
+    }
+
+    /// What has come and is not [consumed](Body::consume), where there is something.
+    #[inline]
+    pub fn ready(&mut self) -> Option<&[u8]> {
+        // Of an end or a bad body, `read` tells.
+        let _ = self.unframe();
+        let connection = self.connection.as_ref().filter(|_| self.ready > 0)?;
+        Some(&connection.wire.input.unread()[..self.ready])
     }
 
     /// Waits for bytes, a slice at most. What comes of it, [`read`](Body::read) tells.
@@ -276,6 +286,7 @@ impl Body {
 
     /// The bytes that have come and are not [consumed](Body::consume); where there are none,
     /// waits at most a slice for some.
+    #[inline]
     pub fn read(&mut self) -> Result<Part<'_>, Error> {
         match (self.advance(), &mut self.connection) {
             (Ok(Step::Data), Some(connection)) => {
@@ -291,6 +302,7 @@ impl Body {
     }
 
     /// So many bytes of what was read are done with.
+    #[inline]
     pub fn consume(&mut self, n: usize) {
         if let Some(connection) = &mut self.connection {
             connection.wire.input.consume(n);
@@ -299,6 +311,7 @@ impl Body {
     }
 
     /// Sets the next data apart, where some has come; whether the body has ended.
+    #[inline]
     fn unframe(&mut self) -> Result<bool, &'static str> {
         let Some(connection) = &mut self.connection else {
             return Ok(true);
@@ -316,6 +329,9 @@ impl Body {
     fn advance(&mut self) -> Result<Step, Error> {
         let mut received = false;
         loop {
+            if self.ready > 0 {
+                return Ok(Step::Data);
+            }
             let ended = self.unframe().map_err(|why| {
                 Error::protocol(format!("{} answered with a bad body: {why}", self.url))
             })?;

@@ -277,10 +277,12 @@ impl Input {
     const FIRST: usize = 16 << 10;
     const LARGEST: usize = 256 << 10;
 
+    #[inline]
     pub fn unread(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
+    #[inline]
     pub fn consume(&mut self, n: usize) {
         self.start += n;
         debug_assert!(self.start <= self.end);

@@ -77,12 +77,9 @@ impl Content {
             self.half = false;
             return Err(reply_too_long(url, self.limit));
         }
-        if is_rewritten {
-            out.reply.rewritten = true;
-            out.text.push_str(delta);
-            whole.clone_into(&mut out.reply.text);
-        } else {
-            out.add_text(delta);
+        match is_rewritten {
+            true => out.rewrite(whole, whole.len() - delta.len()),
+            false => out.add_text(delta),
         }
         Ok(Step::Going)
     }

@@ -114,8 +114,23 @@ impl Chat {
         }
     }
 
+    #[inline]
+    pub fn again(&mut self, out: &mut Out) -> bool {
+        match &mut self.phase {
+            Phase::Read(reading) => reading.again(&mut self.content, out),
+            _ => false,
+        }
+    }
+
     /// One step.
     pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
+        if let Phase::Read(reading) = &mut self.phase {
+            let step = reading.advance(&mut self.content, out);
+            return match step {
+                Ok(Step::Going) => step,
+                over => self.over(over, out),
+            };
+        }
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Token => self.token(out),
             // A login may happen twice: one whose connection broke is worth another try.
@@ -238,24 +253,23 @@ impl Chat {
                     Ok(Step::Going)
                 }
             },
-            Phase::Read(mut reading) => {
-                let step = reading.advance(&mut self.content, out);
-                match step {
-                    Ok(Step::Going) => self.phase = Phase::Read(reading),
-                    Ok(Step::Done) => {
-                        self.content.end(&self.url(STREAM), out)?;
-                        reading.leave();
-                    }
-                    // The reply's end is this error, whatever becomes of a half.
-                    Err(_) => drop(self.content.end(&self.url(STREAM), out)),
-                }
-                step
-            }
-            Phase::Over => Err(Error::new(
+            Phase::Read(_) | Phase::Over => Err(Error::new(
                 ErrorKind::Internal,
                 "a chat that is over went on",
             )),
         }
+    }
+
+    /// The reply has come to its end, or failed.
+    fn over(&mut self, step: Result<Step, Error>, out: &mut Out) -> Result<Step, Error> {
+        let reading = std::mem::replace(&mut self.phase, Phase::Over);
+        let ended = self.content.end(&self.url(STREAM), out);
+        // The reply's end is the step's error, whatever becomes of a half.
+        if let (Ok(_), Phase::Read(reading)) = (&step, reading) {
+            ended?;
+            reading.leave();
+        }
+        step
     }
 
     fn token(&mut self, out: &mut Out) -> Result<Step, Error> {

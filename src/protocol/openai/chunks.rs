@@ -118,18 +118,16 @@ impl Dialect for Chunks {
         Some((field, string.as_str()?))
     }
 
+    #[inline]
     fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error> {
-        let at = At {
-            url,
-            text: "",
-            halves: Halves::default(),
-            origin: Origin::Data,
-        };
         self.suspect = None;
+        self.take(text.len(), url)?;
         match field {
-            Field::Text => self.say(text, at, out),
-            Field::Reasoning => self.think(text, at, out),
+            Field::Text if self.text.is_closed() => out.add_text(text),
+            Field::Text => out.add_text(&self.text.join(text, Halves::default())),
+            Field::Reasoning => out.add_reasoning(&self.reasoning.join(text, Halves::default())),
         }
+        Ok(())
     }
 
     fn has_begun(&self) -> bool {
@@ -301,26 +299,28 @@ impl Chunks {
             .calls
             .add(call, at.halves)
             .map_err(|TooMany| too_long(at.url, "more than 1024 tool calls", "tool_calls"))?;
-        self.take(added, at)
+        self.take(added, at.url)
     }
 
+    #[inline]
     fn say(&mut self, text: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        self.take(text.len(), at)?;
+        self.take(text.len(), at.url)?;
         out.add_text(&self.text.join(text, at.halves));
         Ok(())
     }
 
     fn think(&mut self, thoughts: &str, at: At<'_>, out: &mut Out) -> Result<(), Error> {
-        self.take(thoughts.len(), at)?;
+        self.take(thoughts.len(), at.url)?;
         out.add_reasoning(&self.reasoning.join(thoughts, at.halves));
         Ok(())
     }
 
     /// Counts what came, and refuses what passes the limit.
-    fn take(&mut self, bytes: usize, at: At<'_>) -> Result<(), Error> {
+    #[inline]
+    fn take(&mut self, bytes: usize, url: &str) -> Result<(), Error> {
         let taken = self.taken + bytes as u64;
         if taken > self.limit {
-            return Err(reply_too_long(at.url, self.limit));
+            return Err(reply_too_long(url, self.limit));
         }
         self.taken = taken;
         Ok(())

@@ -75,8 +75,23 @@ impl Chat {
         }
     }
 
+    #[inline]
+    pub fn again(&mut self, out: &mut Out) -> bool {
+        match &mut self.phase {
+            Phase::Read(reading) => reading.again(&mut self.chunks, out),
+            _ => false,
+        }
+    }
+
     /// One step.
     pub fn advance(&mut self, out: &mut Out) -> Result<Step, Error> {
+        if let Phase::Read(reading) = &mut self.phase {
+            let step = reading.advance(&mut self.chunks, out);
+            return match step {
+                Ok(Step::Going) => step,
+                over => self.over(over, out),
+            };
+        }
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Start => {
                 let exchange = self.request();
@@ -95,28 +110,7 @@ impl Chat {
                     None => Phase::Refused(fetch),
                 };
             }
-            Phase::Read(mut reading) => {
-                let step = reading.advance(&mut self.chunks, out);
-                match &step {
-                    Ok(Step::Going) => self.phase = Phase::Read(reading),
-                    Ok(Step::Done) => {
-                        self.chunks.end(out);
-                        reading.leave();
-                    }
-                    Err(_) => self.chunks.end(out),
-                }
-                return match step {
-                    Ok(Step::Done) => self.chunks.unsuspected().map(|()| Step::Done),
-                    Ok(Step::Going) => step,
-                    // The service's own words say more.
-                    Err(error) => match (self.chunks.unsuspected(), error.kind()) {
-                        (Err(said), ErrorKind::Truncated | ErrorKind::Protocol) => Err(said),
-                        (Err(said), _) => Err(error.hinted(&format!("; before that, {said}"))),
-                        (Ok(()), _) => Err(error),
-                    },
-                };
-            }
-            Phase::Over => {
+            Phase::Read(_) | Phase::Over => {
                 return Err(Error::new(
                     ErrorKind::Internal,
                     "a chat that is over went on",
@@ -124,6 +118,26 @@ impl Chat {
             }
         }
         Ok(Step::Going)
+    }
+
+    /// The reply has come to its end, or failed.
+    fn over(&mut self, step: Result<Step, Error>, out: &mut Out) -> Result<Step, Error> {
+        self.chunks.end(out);
+        let reading = std::mem::replace(&mut self.phase, Phase::Over);
+        match step {
+            Ok(step) => {
+                if let Phase::Read(reading) = reading {
+                    reading.leave();
+                }
+                self.chunks.unsuspected().map(|()| step)
+            }
+            // The service's own words say more.
+            Err(error) => match (self.chunks.unsuspected(), error.kind()) {
+                (Err(said), ErrorKind::Truncated | ErrorKind::Protocol) => Err(said),
+                (Err(said), _) => Err(error.hinted(&format!("; before that, {said}"))),
+                (Ok(()), _) => Err(error),
+            },
+        }
     }
 
     fn answered(&self, exchange: Exchange, answer: Answer, out: &mut Out) -> Phase {

@@ -15,11 +15,21 @@ pub(super) struct Seam {
 }
 
 impl Seam {
+    /// Whether no half waits.
+    pub fn is_closed(&self) -> bool {
+        self.high.is_none()
+    }
+
     /// The next piece, with the half that waited and without one that has to wait.
+    #[inline]
     pub fn join<'a>(&mut self, piece: &'a str, halves: Halves) -> Cow<'a, str> {
-        if piece.is_empty() || (self.high.is_none() && halves.high.is_none()) {
-            return Cow::Borrowed(piece);
+        match piece.is_empty() || (self.high.is_none() && halves.high.is_none()) {
+            true => Cow::Borrowed(piece),
+            false => Cow::Owned(self.join_halves(piece, halves)),
         }
+    }
+
+    fn join_halves(&mut self, piece: &str, halves: Halves) -> String {
         let mut joined = String::with_capacity(piece.len() + HALF.len());
         let mut rest = piece;
         if let Some(high) = self.high.take() {
@@ -38,7 +48,7 @@ impl Seam {
             rest = head;
         }
         joined.push_str(rest);
-        Cow::Owned(joined)
+        joined
     }
 
     /// The text is over: a half that waited will not come whole.
