@@ -102,11 +102,23 @@ impl Gate {
     }
 }
 
+/// Tells whether a chat has been cancelled.
+#[derive(Clone)]
+pub(crate) struct Watch {
+    gate: Arc<Gate>,
+    cancels: u32,
+}
+
+impl Watch {
+    pub fn is_cancelled(&self) -> bool {
+        State::unpack(self.gate.0.load(Ordering::Acquire)).cancels != self.cancels
+    }
+}
+
 /// A chat that runs. Dropping it says that the chat is over.
 pub(crate) struct Running {
-    gate: Arc<Gate>,
+    watch: Watch,
     forks: u16,
-    cancels: u32,
     over: bool,
 }
 
@@ -114,20 +126,23 @@ impl Running {
     pub fn new(gate: Arc<Gate>) -> Running {
         let State { forks, cancels, .. } = gate.count(1);
         Running {
-            gate,
+            watch: Watch { gate, cancels },
             forks,
-            cancels,
             over: false,
         }
     }
 
     /// Cancels this chat, and the others that run behind the same gate.
     pub fn handle(&self) -> CancelHandle {
-        CancelHandle(self.gate.clone())
+        CancelHandle(self.watch.gate.clone())
+    }
+
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     pub fn is_cancelled(&self) -> bool {
-        State::unpack(self.gate.0.load(Ordering::Acquire)).cancels != self.cancels
+        self.watch.is_cancelled()
     }
 
     /// The chat is over: from here on a cancel finds it no more. Whether one came before.
@@ -137,7 +152,7 @@ impl Running {
         if std::mem::replace(&mut self.over, true) || !is_counted {
             return false;
         }
-        self.gate.count(-1).cancels != self.cancels
+        self.watch.gate.count(-1).cancels != self.watch.cancels
     }
 }
 

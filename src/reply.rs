@@ -85,10 +85,15 @@ impl Reply {
     /// The assistant's message as JSON, tool calls included, ready to be
     /// [pushed](crate::Conversation::push_json) on the conversation.
     pub fn message(&self) -> Value {
+        self.message_of(&self.text)
+    }
+
+    /// The same, of a part of the text.
+    pub(crate) fn message_of(&self, text: &str) -> Value {
         if self.tool_calls.is_empty() {
-            return json!({"role": "assistant", "content": self.text});
+            return json!({"role": "assistant", "content": text});
         }
-        let content = Some(&self.text).filter(|text| !text.is_empty());
+        let content = Some(text).filter(|text| !text.is_empty());
         json!({"role": "assistant", "content": content, "tool_calls": self.tool_calls})
     }
 }

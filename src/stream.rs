@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cancel::{CancelHandle, Gate, Running};
+use crate::cancel::{CancelHandle, Gate, Running, Watch};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Chat, Out, Step, hint};
+use crate::protocol::{Chat, Out, Pieces, Step, hint};
 use crate::reply::Reply;
 use crate::transport::SLICE;
 
@@ -87,6 +87,8 @@ impl Stream {
     ) -> Stream {
         let mut out = Out::default();
         out.reply.attempts = 1;
+        // What `reply` tells is not ahead of what was handed out.
+        out.run = 1;
         config.secrets().for_each(|secret| out.add_secret(secret));
         Stream {
             chat,
@@ -114,9 +116,19 @@ impl Stream {
         self
     }
 
+    /// May take so many pieces at once, ahead of what it hands out.
+    pub(crate) fn with_runs(mut self, longest: usize) -> Self {
+        self.out.run = longest;
+        self
+    }
+
     /// Cancels this chat, and the others that run on the same client.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.running.handle()
+    }
+
+    pub(crate) fn watch(&self) -> &Watch {
+        self.running.watch()
     }
 
     /// The reply so far; whole when [`next_event`](Stream::next_event) has returned `None`.
@@ -182,6 +194,25 @@ impl Stream {
         }
     }
 
+    /// The text that is shown and what came with it, into `pieces`: whoever asks hands it out.
+    pub(crate) fn take_texts(&mut self, pieces: &mut Pieces) {
+        self.out.take_texts(pieces);
+        self.out.reply.pieces += pieces.ends.len() as u64 - 1;
+        self.shown = Shown::Nothing;
+    }
+
+    /// How long the reply's text is, as far as it has been handed out.
+    pub(crate) fn text_length(&self) -> usize {
+        self.out.length(matches!(self.shown, Shown::Text))
+    }
+
+    /// So much at the end of the text that was [taken](Stream::take_texts) is not handed out.
+    pub(crate) fn give_back(&mut self, bytes: usize, pieces: usize) {
+        let length = self.out.reply.text.len().saturating_sub(bytes);
+        self.out.truncate(length);
+        self.out.reply.pieces -= pieces as u64;
+    }
+
     /// Puts the texts of the reply into another's place, or back.
     pub(crate) fn lend(&mut self, text: &mut String, reasoning: &mut String) {
         std::mem::swap(&mut self.out.reply.text, text);
@@ -204,6 +235,7 @@ impl Stream {
     /// Ends this chat now, as cancelled; what has come of the reply stays.
     pub fn cancel(&mut self) {
         if !matches!(self.phase, Phase::Over) {
+            self.out.truncate(self.text_length());
             self.out.clear();
             self.shown = Shown::Nothing;
             self.end(Err(cancelled()));
@@ -241,11 +273,17 @@ impl Stream {
                     continue;
                 }
                 Phase::Running => {
-                    goes_on = self.chat.again(&mut self.out);
-                    if !goes_on && self.chat.is_ready() {
-                        goes_on = true;
-                        self.act();
-                    }
+                    goes_on = match self.chat.run(&mut self.out) {
+                        Ok(false) if self.chat.is_ready() => {
+                            self.act();
+                            true
+                        }
+                        Ok(had_run) => had_run,
+                        Err(error) => {
+                            self.phase = self.failed(error);
+                            true
+                        }
+                    };
                     if !self.out.is_empty() {
                         continue;
                     }

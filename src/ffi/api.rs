@@ -11,6 +11,7 @@ use crate::client::{Client, apply_default, shared, shared_gate};
 use crate::config::{Change, shown};
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
+use crate::protocol::Pieces;
 use crate::sys::{lock, no_fork};
 
 /// Outcome of a call. Values are frozen; new ones may be added: take an unknown one as a failure.
@@ -135,7 +136,7 @@ pub unsafe extern "C-unwind" fn gptalk_chat(
             turn: Turn::Chat,
         };
         let on_text = OnText::Call(Callback::new(cb, userdata));
-        session.run(&mut Vec::new(), on_text, None);
+        session.run(&mut Pieces::default(), on_text, None);
     }
     session.outcome()
 }
@@ -229,7 +230,7 @@ pub unsafe extern "C-unwind" fn gptalk_client_chat(
     let on_text = OnText::Call(Callback::new(cb, userdata));
     client
         .session
-        .run(&mut Vec::new(), on_text, Some(&client.channels));
+        .run(&mut Pieces::default(), on_text, Some(&client.channels));
     // Before the client is free for another chat, whose outcome this would be.
     client.session.outcome()
 }
@@ -440,13 +441,13 @@ pub unsafe extern "C-unwind" fn gptalk_next(
     }
     if !len.is_null() {
         // SAFETY: the caller gives NULL or a place for a size. The NUL does not count.
-        unsafe { len.write(piece.len() - 1) };
+        unsafe { len.write(piece.bytes.len() - 1) };
     }
     let mut kept = lock(&client.piece);
     *kept = piece;
     std::mem::forget(ending);
     client.pass(Turn::Pulling, Turn::Pull);
-    kept.as_ptr().cast()
+    kept.bytes.as_ptr().cast()
 }
 
 /// The outcome of the chat begun by gptalk_start(). Before gptalk_next() has returned NULL it

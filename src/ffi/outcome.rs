@@ -12,6 +12,9 @@ use crate::reply::Reply;
 /// What there is to tell.
 pub(super) struct Facts<'a> {
     pub reply: &'a Reply,
+    /// The reply's text, and how many pieces of it, as far as they have been handed out.
+    pub text: &'a str,
+    pub pieces: u64,
     /// Why the last chat failed.
     pub error: Option<&'a Error>,
     /// Why the last option was refused, where that came after the chat.
@@ -40,12 +43,12 @@ impl Facts<'_> {
                 (reply.rewritten && self.refusal.is_none()).then(|| "rewritten".to_owned())
             }),
             "error_body" => self.error.and_then(Error::body).map(str::to_owned),
-            "text" => self.begun.then(|| reply.text.clone()),
+            "text" => self.begun.then(|| self.text.to_owned()),
             "reasoning" => Some(reply.reasoning.clone()).filter(|text| !text.is_empty()),
             "message" => {
-                let is_empty = reply.text.is_empty() && reply.tool_calls.is_empty();
+                let is_empty = self.text.is_empty() && reply.tool_calls.is_empty();
                 let is_there = self.begun && (self.error.is_none() || !is_empty);
-                is_there.then(|| reply.message().to_string())
+                is_there.then(|| reply.message_of(self.text).to_string())
             }
             "finish_reason" => reply.finish_reason.clone(),
             "usage" => reply.usage.as_ref().map(Value::to_string),
@@ -74,8 +77,8 @@ impl Facts<'_> {
             "total_tokens" => count(reply.total_tokens()),
             "reasoning_tokens" => count(reply.reasoning_tokens()),
             "cached_tokens" => count(reply.cached_tokens()),
-            "text_len" => Some(reply.text.len() as i64),
-            "pieces" => Some(reply.pieces as i64),
+            "text_len" => Some(self.text.len() as i64),
+            "pieces" => Some(self.pieces as i64),
             "first_text_ms" => reply.first_text.map(ms),
             // Zero until the end.
             "duration_ms" => (!reply.duration.is_zero()).then(|| ms(reply.duration)),

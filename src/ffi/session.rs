@@ -2,16 +2,17 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::{gptalk_callback, gptalk_status};
 use super::contained;
 use super::outcome::{Facts, Kept};
-use crate::cancel::CancelHandle;
+use crate::cancel::{CancelHandle, Watch};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
+use crate::protocol::Pieces;
 use crate::reply::Reply;
 use crate::stream::{Event, Stream};
 use crate::sys::{lock, no_fork};
@@ -28,7 +29,7 @@ pub struct gptalk_client {
     pub(super) session: Session,
     turn: AtomicU8,
     /// The piece that `gptalk_next` handed out.
-    pub(super) piece: Mutex<Vec<u8>>,
+    pub(super) piece: Mutex<Pieces>,
 }
 
 /// Who has the client's one chat.
@@ -137,7 +138,35 @@ impl Channels {
 
 /// A chat that runs, or the outcome of the last one.
 #[derive(Default)]
-pub(super) struct Session(Mutex<Live>);
+pub(super) struct Session {
+    live: Mutex<Live>,
+    /// What the reply is [ahead](Ahead) of the callbacks. Apart from the lock, which would cost a piece
+    /// more than all else.
+    ahead: AtomicU64,
+}
+
+/// How many bytes and pieces of text have been taken, and are not handed out yet.
+#[derive(Clone, Copy)]
+struct Ahead {
+    bytes: usize,
+    pieces: usize,
+}
+
+impl Ahead {
+    fn pack(self) -> u64 {
+        (self.bytes as u64) << 16 | self.pieces as u64
+    }
+
+    fn unpack(packed: u64) -> Ahead {
+        Ahead {
+            bytes: (packed >> 16) as usize,
+            pieces: packed as usize & 0xFFFF,
+        }
+    }
+}
+
+/// How many pieces of text are taken at once at most.
+const RUN: usize = 64;
 
 #[derive(Default)]
 struct Live {
@@ -174,7 +203,7 @@ enum Pulled {
 impl Session {
     /// A new chat: forgets the last one's outcome.
     pub fn begin(&self, stream: Result<Stream, Error>, channels: &Channels) -> gptalk_status {
-        let mut live = lock(&self.0);
+        let mut live = lock(&self.live);
         *live = Live {
             begun: true,
             ..Live::default()
@@ -187,7 +216,7 @@ impl Session {
                 if channels.log.is_some() {
                     stream = stream.with_log();
                 }
-                live.stream = Some(stream);
+                live.stream = Some(stream.with_runs(RUN));
             }
             Err(error) => live.error = Some(error),
         }
@@ -198,15 +227,16 @@ impl Session {
     /// `true`, and the text is in `piece`, with a NUL behind it.
     pub fn run(
         &self,
-        piece: &mut Vec<u8>,
+        pieces: &mut Pieces,
         on_text: OnText,
         channels: Option<&Mutex<Channels>>,
     ) -> bool {
         let channel = |pick: fn(&Channels) -> Option<Callback>| {
             channels.and_then(|channels| pick(&lock(channels)))
         };
+        let watch = lock(&self.live).stream.as_ref().map(Stream::watch).cloned();
         loop {
-            let Some(pulled) = contained(|| self.pull(piece)) else {
+            let Some(pulled) = contained(|| self.pull(pieces, on_text)) else {
                 self.broken();
                 return false;
             };
@@ -221,24 +251,55 @@ impl Session {
                 Pulled::Tick => channel(|channels| channels.tick),
                 Pulled::Log => channel(|channels| channels.log),
             };
-            if callback.is_some_and(|callback| !callback.call(piece)) {
-                self.cancel();
+            match (callback, &watch) {
+                (Some(callback), Some(watch)) => self.hand_out(pieces, callback, watch),
+                _ => self.ahead.store(0, Ordering::Relaxed),
             }
         }
     }
 
-    /// The next thing that happens. No lock is held while it is waited for: other threads may ask for
-    /// the outcome so far.
-    fn pull(&self, piece: &mut Vec<u8>) -> Pulled {
-        piece.clear();
+    /// Calls the host with each piece, as long as it wants to go on.
+    fn hand_out(&self, pieces: &mut Pieces, callback: Callback, watch: &Watch) {
+        let Pieces { bytes, ends } = pieces;
+        let mut start = 0;
+        for (nth, &end) in ends.iter().enumerate() {
+            let ahead = Ahead {
+                bytes: bytes.len() - 1 - end,
+                pieces: ends.len() - 1 - nth,
+            };
+            self.ahead.store(ahead.pack(), Ordering::Relaxed);
+            // The NUL stands where the next piece begins.
+            let next = std::mem::replace(&mut bytes[end], 0);
+            let goes_on = callback.call(&bytes[start..=end]);
+            bytes[end] = next;
+            if !goes_on || ahead.pieces > 0 && watch.is_cancelled() {
+                return self.cancel();
+            }
+            start = end;
+        }
+    }
+
+    /// The next thing that happens; with [`OnText::Call`] all the text that is there, ahead of what
+    /// is handed out. No lock is held while it is waited for: other threads may ask for the outcome
+    /// so far.
+    fn pull(&self, pieces: &mut Pieces, on_text: OnText) -> Pulled {
         loop {
-            let mut live = lock(&self.0);
+            let mut live = lock(&self.live);
             let Some(stream) = &mut live.stream else {
                 return Pulled::End;
             };
             if stream.look() {
+                if let (Some(Event::Text(_)), OnText::Call(_)) = (stream.shown(), on_text) {
+                    stream.take_texts(pieces);
+                    let ahead = Ahead {
+                        bytes: pieces.bytes.len() - 1,
+                        pieces: pieces.ends.len(),
+                    };
+                    self.ahead.store(ahead.pack(), Ordering::Relaxed);
+                    return Pulled::Text;
+                }
                 if let Some(event) = stream.shown() {
-                    return fill(piece, event);
+                    return fill(pieces, event);
                 }
                 live.end();
                 return Pulled::End;
@@ -248,35 +309,35 @@ impl Session {
             };
             drop(live);
             stream.wait();
-            lock(&self.0).take_back(stream);
+            lock(&self.live).take_back(stream);
         }
     }
 
     /// Ends the chat as cancelled, if it still runs.
     pub fn cancel(&self) {
-        if let Some(stream) = &mut lock(&self.0).stream {
+        if let Some(stream) = &mut lock(&self.live).stream {
+            let ahead = Ahead::unpack(self.ahead.swap(0, Ordering::Relaxed));
+            stream.give_back(ahead.bytes, ahead.pieces);
             stream.cancel();
         }
     }
 
     /// Ends the chat, as cancelled if it still runs, and tells how it ended.
     pub fn finish(&self) -> gptalk_status {
-        let mut live = lock(&self.0);
-        if let Some(stream) = &mut live.stream {
-            stream.cancel();
-            live.end();
-        }
+        self.cancel();
+        let mut live = lock(&self.live);
+        live.end();
         live.status()
     }
 
     /// How the last chat ended.
     pub fn outcome(&self) -> gptalk_status {
-        lock(&self.0).status()
+        lock(&self.live).status()
     }
 
     /// A panic came up. The stream goes, the text so far stays.
     fn broken(&self) {
-        let mut live = lock(&self.0);
+        let mut live = lock(&self.live);
         live.error = Some(defect());
         let stream = live.lend();
         drop(live);
@@ -286,29 +347,33 @@ impl Session {
     /// Keeps why something was refused, to be asked for.
     pub fn refuse(&self, error: Error) -> gptalk_status {
         let status = gptalk_status::from(error.kind());
-        lock(&self.0).refusal = Some(error);
+        lock(&self.live).refusal = Some(error);
         status
     }
 
     pub fn text(&self, key: &str) -> Option<*const c_char> {
-        let mut live = lock(&self.0);
-        let text = live.facts().text(key)?;
+        let mut live = lock(&self.live);
+        let text = live.facts(self.ahead()).text(key)?;
         let runs = live.stream.is_some();
         Some(live.kept.keep(key, text, runs))
     }
 
+    fn ahead(&self) -> Ahead {
+        Ahead::unpack(self.ahead.load(Ordering::Relaxed))
+    }
+
     pub fn number(&self, key: &str) -> Option<i64> {
-        lock(&self.0).facts().number(key)
+        lock(&self.live).facts(self.ahead()).number(key)
     }
 
     /// Whether there has been a chat.
     pub fn has_begun(&self) -> bool {
-        lock(&self.0).begun
+        lock(&self.live).begun
     }
 }
 
-/// Puts an event's text, and a NUL behind it, into the buffer.
-fn fill(piece: &mut Vec<u8>, event: Event<'_>) -> Pulled {
+/// Takes an event as a piece, with a NUL behind it.
+fn fill(pieces: &mut Pieces, event: Event<'_>) -> Pulled {
     let (pulled, text) = match event {
         Event::Text(text) => (Pulled::Text, text),
         Event::Reasoning(text) => (Pulled::Reasoning, text),
@@ -316,8 +381,7 @@ fn fill(piece: &mut Vec<u8>, event: Event<'_>) -> Pulled {
         Event::Log(text) => (Pulled::Log, text),
         Event::Tick => (Pulled::Tick, ""),
     };
-    piece.extend_from_slice(text.as_bytes());
-    piece.push(0);
+    pieces.set(text);
     pulled
 }
 
@@ -369,9 +433,18 @@ impl Live {
         self.stream = Some(stream);
     }
 
-    fn facts(&self) -> Facts<'_> {
+    fn facts(&self, ahead: Ahead) -> Facts<'_> {
+        let (reply, length) = match &self.stream {
+            Some(stream) => (stream.reply(), stream.text_length()),
+            None => (&self.reply, self.reply.text.len()),
+        };
         Facts {
-            reply: self.stream.as_ref().map_or(&self.reply, Stream::reply),
+            reply,
+            text: reply
+                .text
+                .get(..length.saturating_sub(ahead.bytes))
+                .unwrap_or_default(),
+            pieces: reply.pieces.saturating_sub(ahead.pieces as u64),
             error: self.error.as_ref(),
             refusal: self.refusal.as_ref(),
             begun: self.begun,

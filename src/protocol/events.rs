@@ -36,6 +36,9 @@ pub(super) trait Dialect {
     /// were the event the same as the one before it but for that string.
     fn string<'a>(&self, json: &'a Json<'_>) -> Option<(Field, &'a str)>;
 
+    /// How many bytes of text [`again`](Dialect::again) takes as they are, without an error.
+    fn room(&self, out: &Out) -> usize;
+
     /// The last event again, with another string: where it [is cumulative](Dialect::IS_CUMULATIVE),
     /// with this behind it.
     fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error>;
@@ -105,25 +108,38 @@ impl Reading {
         }
     }
 
-    /// The hot path of the hot path: takes the next event where all of it has come, and it is the last
-    /// one with another string. Whether it was.
+    /// Takes a run of events that have come, each the one before it but for its text. Whether there was
+    /// one.
     #[inline]
-    pub fn again<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> bool {
+    pub fn run<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<bool, Error> {
         let is_at_start = self.lines.is_at_start() && self.bare.is_none();
-        let Some(part) = self.body.ready().filter(|_| is_at_start) else {
-            return false;
-        };
-        let Some((field, text, used)) = self.events.hot.whole_event(part) else {
-            return false;
-        };
-        // Where that fails, the step that follows fails again, and says so.
-        let is_again = self.events.may_be_hot(out)
-            && dialect.again(field, text, &self.events.url, out).is_ok();
-        if is_again {
-            self.events.hot.took::<D>(text);
-            self.body.consume(used);
+        if !is_at_start || !self.events.may_be_hot(out) {
+            return Ok(false);
         }
-        is_again
+        let hot = &mut self.events.hot;
+        hot.begin_run(dialect.room(out));
+        let field = hot.field();
+        let longest = match field {
+            Field::Text => out.run,
+            Field::Reasoning => 1,
+        };
+        let mut length = 0;
+        while length < longest {
+            let used = self.body.ready().and_then(|part| hot.take_whole::<D>(part));
+            let Some(used) = used else {
+                break;
+            };
+            self.body.consume(used);
+            length += 1;
+        }
+        if length > 0 {
+            let (text, ends) = hot.run();
+            if field == Field::Text {
+                out.cut(ends);
+            }
+            dialect.again(field, text, &self.events.url, out)?;
+        }
+        Ok(length > 0)
     }
 
     /// Whether the next step has something to read, and waits for nothing.

@@ -43,6 +43,11 @@ pub(super) struct Hot {
     has_escapes: bool,
     /// The string without its escapes.
     text: String,
+    /// Where in `line` the strings of a run of events begin, how long it may become by them, and
+    /// where each ends.
+    run: usize,
+    room: usize,
+    ends: Vec<usize>,
     /// It has come again.
     has_hit: bool,
     /// How many events in a row were learned in vain, and how many are not tried for that.
@@ -85,40 +90,67 @@ impl Hot {
             place: Place::Unknown,
             has_escapes: false,
             text: String::new(),
+            run: 0,
+            room: 0,
+            ends: Vec::new(),
             has_hit: false,
             misses: 0,
             pause: 0,
         }
     }
 
-    /// The usual case: all of the event is there, and no escape is in its string. The string, and the
-    /// length of the event.
+    /// A run of events begins, whose strings together may have so many bytes.
+    pub fn begin_run(&mut self, room: usize) {
+        self.line.truncate(self.head);
+        self.run = self.head;
+        self.room = self.head.saturating_add(room);
+        self.ends.clear();
+    }
+
+    /// The usual case: all of the event is there, and no escape is in its string. The length of the
+    /// event, which is one more of the run.
     #[inline]
-    pub fn whole_event<'a>(&self, part: &'a [u8]) -> Option<(Field, &'a str, usize)> {
+    pub fn take_whole<D: Dialect>(&mut self, part: &[u8]) -> Option<usize> {
         let string = match self.place {
             Place::Start => part.strip_prefix(&self.line[..self.head])?,
             _ => return None,
         };
-        let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
-        let length = string.iter().position(is_special)?;
-        let behind = string[length..].strip_prefix(&*self.tail)?;
+        let mut bits = 0;
+        let length = string.iter().position(|byte| {
+            bits |= byte;
+            matches!(byte, b'"' | b'\\' | ..0x20)
+        })?;
+        let (string, behind) = string.split_at(length);
+        let behind = behind.strip_prefix(&*self.tail)?;
         let used = part.len() - behind.len();
-        if used > MAX_LINE || !matches!(behind, [b'\n' | b'\r', ..]) {
+        let is_too_long = used > MAX_LINE || self.line.len() + length > self.room;
+        if is_too_long || !matches!(behind, [b'\n' | b'\r', ..]) {
             return None;
         }
-        let text = std::str::from_utf8(&string[..length]).ok()?;
-        Some((self.field, text, used + blank(behind)))
-    }
-
-    /// It has come again, and this was its string.
-    #[inline]
-    pub fn took<D: Dialect>(&mut self, string: &str) {
-        self.has_hit = true;
+        if !bits.is_ascii() {
+            std::str::from_utf8(string).ok()?;
+        }
+        self.line.extend_from_slice(string);
         if D::IS_CUMULATIVE {
-            self.line.truncate(self.head);
-            self.line.extend_from_slice(string.as_bytes());
             self.head = self.line.len();
         }
+        // An empty piece is none.
+        if length > 0 {
+            self.ends.push(self.line.len() - self.run);
+        }
+        self.has_hit = true;
+        Some(used + blank(behind))
+    }
+
+    /// The strings of the run, and where each ends.
+    pub fn run(&mut self) -> (&str, &mut Vec<usize>) {
+        let text = std::str::from_utf8(&self.line[self.run..]);
+        (text.unwrap_or_default(), &mut self.ends)
+    }
+
+    /// What the events' string is.
+    pub fn field(&self) -> Field {
+        self.field
     }
 
     /// Looks at what goes on with the stream, where a line begins or where this was left: the event

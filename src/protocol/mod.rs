@@ -70,13 +70,12 @@ impl Chat {
         })
     }
 
-    /// Takes the next event where it has come, and is the last one again but for its text. Whether it
-    /// was.
-    #[inline]
-    pub fn again(&mut self, out: &mut Out) -> bool {
+    /// Takes the events that have come and are the last one again but for their text. Whether there
+    /// were any.
+    pub fn run(&mut self, out: &mut Out) -> Result<bool, Error> {
         match self {
-            Chat::Gptalk(chat) => chat.again(out),
-            Chat::Openai(chat) => chat.again(out),
+            Chat::Gptalk(chat) => chat.run(out),
+            Chat::Openai(chat) => chat.run(out),
         }
     }
 
@@ -151,6 +150,13 @@ pub(crate) struct Out {
     pub reply: Reply,
     /// How much of the reply's text has been handed out, and of the model's thoughts.
     told: (usize, usize),
+    /// Where the pieces of text end that came together, from where the first of them begins, and which
+    /// of them is the next to be handed out.
+    ends: Vec<usize>,
+    next: usize,
+    start: usize,
+    /// How many pieces may come together: ahead of what is handed out.
+    pub run: usize,
     /// An event's JSON as it came; only where somebody wants it.
     pub event: String,
     pub wants_events: bool,
@@ -159,6 +165,26 @@ pub(crate) struct Out {
     pub wants_log: bool,
     /// What no error and no log line may show.
     secrets: Vec<String>,
+}
+
+/// Pieces of text that came together.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    /// The text, and a NUL.
+    pub bytes: Vec<u8>,
+    /// Where each piece ends.
+    pub ends: Vec<usize>,
+}
+
+impl Pieces {
+    /// One piece.
+    pub fn set(&mut self, text: &str) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.bytes.push(0);
+        self.ends.clear();
+        self.ends.push(text.len());
+    }
 }
 
 impl Out {
@@ -180,9 +206,20 @@ impl Out {
         self.told.0 = told;
     }
 
-    /// The text that is to be handed out.
+    /// The text that is to be handed out next.
     pub fn text(&self) -> &str {
-        self.reply.text.get(self.told.0..).unwrap_or_default()
+        self.reply
+            .text
+            .get(self.told.0..self.end())
+            .unwrap_or_default()
+    }
+
+    /// Where that ends.
+    fn end(&self) -> usize {
+        match self.ends.get(self.next) {
+            Some(end) => self.start + end,
+            None => self.reply.text.len(),
+        }
     }
 
     #[inline]
@@ -202,12 +239,48 @@ impl Out {
 
     /// The text has been handed out.
     pub fn told_text(&mut self) {
-        self.told.0 = self.reply.text.len();
+        self.told.0 = self.end();
+        self.next += 1;
     }
 
     /// The thoughts have been handed out.
     pub fn told_reasoning(&mut self) {
         self.told.1 = self.reply.reasoning.len();
+    }
+
+    /// The text that follows has pieces that end there.
+    pub fn cut(&mut self, ends: &mut Vec<usize>) {
+        std::mem::swap(&mut self.ends, ends);
+        (self.next, self.start) = (0, self.reply.text.len());
+    }
+
+    /// All the text that is to be handed out, none of which has been; where its pieces end.
+    pub fn take_texts(&mut self, pieces: &mut Pieces) {
+        let start = self.told.0;
+        self.told.0 = self.reply.text.len();
+        pieces.set(self.reply.text.get(start..).unwrap_or_default());
+        if self.next < self.ends.len() {
+            std::mem::swap(&mut self.ends, &mut pieces.ends);
+        }
+        self.ends.clear();
+    }
+
+    /// How long the reply's text is without the pieces that came ahead, behind the one that is handed
+    /// out now, if one `is_shown`.
+    pub fn length(&self, is_shown: bool) -> usize {
+        match self.next < self.ends.len() {
+            true if is_shown => self.end(),
+            true => self.told.0,
+            false => self.reply.text.len(),
+        }
+    }
+
+    /// The reply's text is no longer than that: what came ahead is not handed out.
+    pub fn truncate(&mut self, length: usize) {
+        self.ends.clear();
+        if self.reply.text.is_char_boundary(length) {
+            self.reply.text.truncate(length);
+        }
     }
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
@@ -245,6 +318,7 @@ impl Out {
 
     /// Forgets what has not been handed out.
     pub fn clear(&mut self) {
+        self.ends.clear();
         self.told_text();
         self.told_reasoning();
         self.event.clear();

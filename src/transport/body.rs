@@ -64,6 +64,7 @@ struct Piece {
 
 impl Framing {
     /// The next piece of data in the input.
+    #[inline]
     fn next(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
         match self {
             Framing::UntilClose => Ok(Piece {
@@ -101,12 +102,24 @@ impl Framing {
 impl Chunked {
     pub const START: Chunked = Chunked::Size { size: 0, digits: 0 };
 
+    #[inline]
     fn next(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
-        let mut at = 0;
-        if let Some((skip, size)) = self.whole_line(input) {
-            *self = Chunked::Data(size);
-            at = skip;
+        match self.whole_line(input) {
+            Some((skip, size)) => {
+                let len = size.min(input.len() - skip);
+                *self = match size - len {
+                    0 => Chunked::DataEnd { cr: false },
+                    left => Chunked::Data(left as u64),
+                };
+                let ended = false;
+                Ok(Piece { skip, len, ended })
+            }
+            None => self.next_by_bytes(input),
         }
+    }
+
+    fn next_by_bytes(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
+        let mut at = 0;
         loop {
             if let Chunked::Data(left) = self {
                 let len = usize::try_from(*left)
@@ -138,26 +151,27 @@ impl Chunked {
         }
     }
 
-    /// What stands between the data of most chunks, at once: how long it is, and the size it tells.
+    /// What stands between the data of two chunks, where it is as most are: how long it is, and the
+    /// size it tells.
     #[inline]
-    fn whole_line(&self, input: &[u8]) -> Option<(usize, u64)> {
-        let start = match (self, input) {
-            (Chunked::DataEnd { cr: false }, [b'\r', b'\n', ..]) => 2,
-            (Chunked::Size { digits: 0, .. }, _) => 0,
+    fn whole_line(&self, input: &[u8]) -> Option<(usize, usize)> {
+        let digits = match (self, input) {
+            (Chunked::DataEnd { cr: false }, [b'\r', b'\n', digits @ ..]) => digits,
+            (Chunked::Size { digits: 0, .. }, digits) => digits,
             _ => return None,
         };
-        let (mut at, mut size) = (start, 0);
-        // Seven digits at most: more might not fit.
-        while at < start + 7 {
-            size = match *input.get(at)? {
-                digit @ b'0'..=b'9' => size << 4 | u32::from(digit - b'0'),
-                digit @ b'a'..=b'f' => size << 4 | u32::from(digit - b'a' + 10),
-                _ => break,
-            };
-            at += 1;
+        let mut size = 0;
+        // Six digits at most: more might not fit.
+        for (nth, byte) in digits.iter().take(7).enumerate() {
+            match (*byte as char).to_digit(16) {
+                Some(digit) => size = size << 4 | digit as usize,
+                None if size > 0 && digits[nth..].starts_with(b"\r\n") => {
+                    return Some((input.len() - digits.len() + nth + 2, size));
+                }
+                None => return None,
+            }
         }
-        let is_whole = size > 0 && matches!(input.get(at..at + 2), Some([b'\r', b'\n']));
-        is_whole.then_some((at + 2, size.into()))
+        None
     }
 
     /// One byte of framing.
@@ -311,7 +325,6 @@ impl Body {
     }
 
     /// Sets the next data apart, where some has come; whether the body has ended.
-    #[inline]
     fn unframe(&mut self) -> Result<bool, &'static str> {
         let Some(connection) = &mut self.connection else {
             return Ok(true);

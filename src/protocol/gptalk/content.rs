@@ -131,6 +131,11 @@ impl Dialect for Content {
         Some((Field::Text, json.get("content")?.as_str()?))
     }
 
+    fn room(&self, out: &Out) -> usize {
+        let longest = self.delivered.max(out.reply.text.len() as u64);
+        usize::try_from(self.limit.saturating_sub(longest)).unwrap_or(usize::MAX)
+    }
+
     fn again(&mut self, _: Field, new: &str, url: &str, out: &mut Out) -> Result<(), Error> {
         self.reserve(new.len(), out.reply.text.len() + new.len())
             .map_err(|()| reply_too_long(url, self.limit))?;

@@ -118,12 +118,17 @@ impl Dialect for Chunks {
         Some((field, string.as_str()?))
     }
 
-    #[inline]
+    fn room(&self, _: &Out) -> usize {
+        match self.text.is_closed() && self.reasoning.is_closed() {
+            true => usize::try_from(self.limit - self.taken).unwrap_or(usize::MAX),
+            false => 0,
+        }
+    }
+
     fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error> {
         self.suspect = None;
         self.take(text.len(), url)?;
         match field {
-            Field::Text if self.text.is_closed() => out.add_text(text),
             Field::Text => out.add_text(&self.text.join(text, Halves::default())),
             Field::Reasoning => out.add_reasoning(&self.reasoning.join(text, Halves::default())),
         }

@@ -75,11 +75,11 @@ impl Chat {
         }
     }
 
-    #[inline]
-    pub fn again(&mut self, out: &mut Out) -> bool {
+    /// Takes a run of events.
+    pub fn run(&mut self, out: &mut Out) -> Result<bool, Error> {
         match &mut self.phase {
-            Phase::Read(reading) => reading.again(&mut self.chunks, out),
-            _ => false,
+            Phase::Read(reading) => reading.run(&mut self.chunks, out),
+            _ => Ok(false),
         }
     }
 
