@@ -117,29 +117,31 @@ impl Reading {
             return Ok(false);
         }
         let hot = &mut self.events.hot;
-        hot.begin_run(dialect.room(out));
         let field = hot.field();
         let longest = match field {
             Field::Text => out.run,
             Field::Reasoning => 1,
         };
-        let mut length = 0;
-        while length < longest {
-            let used = self.body.ready().and_then(|part| hot.take_whole::<D>(part));
-            let Some(used) = used else {
-                break;
-            };
-            self.body.consume(used);
-            length += 1;
+        if !hot.begin_run(longest, dialect.room(out)) {
+            return Ok(false);
         }
-        if length > 0 {
+        let mut is_run = false;
+        while let Some(part) = self.body.ready() {
+            let used = hot.take_run::<D>(part);
+            if used == 0 {
+                break;
+            }
+            self.body.consume(used);
+            is_run = true;
+        }
+        if is_run {
             let (text, ends) = hot.run();
             if field == Field::Text {
                 out.cut(ends);
             }
             dialect.again(field, text, &self.events.url, out)?;
         }
-        Ok(length > 0)
+        Ok(is_run)
     }
 
     /// Whether the next step has something to read, and waits for nothing.

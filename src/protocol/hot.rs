@@ -35,18 +35,19 @@ pub(super) struct Hot {
     line: Vec<u8>,
     /// How much of that is the head.
     head: usize,
-    /// From the quote behind the string to the line's end, without that.
+    /// From the quote behind the string to the end of the line, and the line ends that followed when
+    /// it came last.
     tail: Vec<u8>,
+    /// How much of that is in the line.
+    line_tail: usize,
     field: Field,
     place: Place,
     /// There is a backslash in the string.
     has_escapes: bool,
     /// The string without its escapes.
     text: String,
-    /// Where in `line` the strings of a run of events begin, how long it may become by them, and
-    /// where each ends.
-    run: usize,
-    room: usize,
+    run: Run,
+    /// Where the strings of the run end.
     ends: Vec<usize>,
     /// It has come again.
     has_hit: bool,
@@ -54,6 +55,29 @@ pub(super) struct Hot {
     misses: u32,
     pause: u32,
 }
+
+/// A run of events, whose strings come one after the other.
+#[derive(Default)]
+struct Run {
+    /// Where in [`Hot::line`] the strings begin, and where they have to end.
+    start: usize,
+    end: usize,
+    /// How many more events there may be.
+    left: usize,
+}
+
+/// The bytes that a string has between its quotes, where it is as most are.
+const IS_PLAIN: [bool; 256] = {
+    let mut is_plain = [true; 256];
+    let mut control = 0;
+    while control < b' ' {
+        is_plain[control as usize] = false;
+        control += 1;
+    }
+    is_plain[b'"' as usize] = false;
+    is_plain[b'\\' as usize] = false;
+    is_plain
+};
 
 /// How far an event has come.
 #[derive(Clone, Copy)]
@@ -86,12 +110,12 @@ impl Hot {
             line: Vec::new(),
             head: 0,
             tail: Vec::new(),
+            line_tail: 0,
             field: Field::Text,
             place: Place::Unknown,
             has_escapes: false,
             text: String::new(),
-            run: 0,
-            room: 0,
+            run: Run::default(),
             ends: Vec::new(),
             has_hit: false,
             misses: 0,
@@ -99,52 +123,67 @@ impl Hot {
         }
     }
 
-    /// A run of events begins, whose strings together may have so many bytes.
-    pub fn begin_run(&mut self, room: usize) {
+    /// A run of events may begin: so many at most, whose strings together have so many bytes at most.
+    /// `false`: none can, for none is known, or one has come in part.
+    pub fn begin_run(&mut self, longest: usize, room: usize) -> bool {
+        if !matches!(self.place, Place::Start) {
+            return false;
+        }
         self.line.truncate(self.head);
-        self.run = self.head;
-        self.room = self.head.saturating_add(room);
+        self.run = Run {
+            start: self.head,
+            end: self.head.saturating_add(room),
+            left: longest,
+        };
         self.ends.clear();
+        true
     }
 
-    /// The usual case: all of the event is there, and no escape is in its string. The length of the
-    /// event, which is one more of the run.
-    #[inline]
-    pub fn take_whole<D: Dialect>(&mut self, part: &[u8]) -> Option<usize> {
-        let string = match self.place {
-            Place::Start => part.strip_prefix(&self.line[..self.head])?,
-            _ => return None,
-        };
-        let mut bits = 0;
-        let length = string.iter().position(|byte| {
-            bits |= byte;
-            matches!(byte, b'"' | b'\\' | ..0x20)
-        })?;
-        let (string, behind) = string.split_at(length);
-        let behind = behind.strip_prefix(&*self.tail)?;
-        let used = part.len() - behind.len();
-        let is_too_long = used > MAX_LINE || self.line.len() + length > self.room;
-        if is_too_long || !matches!(behind, [b'\n' | b'\r', ..]) {
-            return None;
+    /// Takes the events that part begins with, in the usual case: all of the event is there, and no
+    /// escape is in its string. How many bytes they are.
+    pub fn take_run<D: Dialect>(&mut self, part: &[u8]) -> usize {
+        let mut rest = part;
+        while self.run.left > 0 {
+            let Some(string) = rest.strip_prefix(&self.line[..self.head]) else {
+                break;
+            };
+            let (mut length, mut bits) = (0, 0);
+            let behind = loop {
+                match string.get(length) {
+                    Some(&byte) if IS_PLAIN[usize::from(byte)] => bits |= byte,
+                    Some(_) => break string[length..].strip_prefix(&*self.tail),
+                    None => break None,
+                }
+                length += 1;
+            };
+            let string = &string[..length];
+            let Some(behind) = behind else {
+                break;
+            };
+            let is_too_long = rest.len() - behind.len() > MAX_LINE
+                || self.line.len() + length > self.run.end
+                || !bits.is_ascii() && std::str::from_utf8(string).is_err();
+            if is_too_long {
+                break;
+            }
+            self.line.extend_from_slice(string);
+            if D::IS_CUMULATIVE {
+                self.head = self.line.len();
+            }
+            // An empty piece is none.
+            if length > 0 {
+                self.ends.push(self.line.len() - self.run.start);
+            }
+            self.run.left -= 1;
+            self.has_hit = true;
+            rest = behind;
         }
-        if !bits.is_ascii() {
-            std::str::from_utf8(string).ok()?;
-        }
-        self.line.extend_from_slice(string);
-        if D::IS_CUMULATIVE {
-            self.head = self.line.len();
-        }
-        // An empty piece is none.
-        if length > 0 {
-            self.ends.push(self.line.len() - self.run);
-        }
-        self.has_hit = true;
-        Some(used + blank(behind))
+        part.len() - rest.len()
     }
 
     /// The strings of the run, and where each ends.
     pub fn run(&mut self) -> (&str, &mut Vec<usize>) {
-        let text = std::str::from_utf8(&self.line[self.run..]);
+        let text = std::str::from_utf8(&self.line[self.run.start..]);
         (text.unwrap_or_default(), &mut self.ends)
     }
 
@@ -190,7 +229,7 @@ impl Hot {
                         }
                         end += 1;
                     };
-                    if self.line.len() + end - at + self.tail.len() > MAX_LINE {
+                    if self.line.len() + end - at + self.line_tail > MAX_LINE {
                         return Fed::Other(at);
                     }
                     self.line.extend_from_slice(&part[at..end]);
@@ -202,14 +241,14 @@ impl Hot {
                     self.place = Place::Tail(0);
                 }
                 Place::Tail(come) => {
-                    let Some(n) = goes_on(&self.tail[come..], &part[at..]) else {
+                    let Some(n) = goes_on(&self.tail[come..self.line_tail], &part[at..]) else {
                         return Fed::Other(at);
                     };
                     at += n;
                     self.place = Place::Tail(come + n);
                     match part.get(at) {
                         None => return Fed::More,
-                        Some(b'\n' | b'\r') if come + n == self.tail.len() => {}
+                        Some(b'\n' | b'\r') if come + n == self.line_tail => {}
                         Some(_) => return Fed::Other(at),
                     }
                     let Ok(raw) = std::str::from_utf8(&self.line[self.head..]) else {
@@ -218,13 +257,16 @@ impl Hot {
                     if self.has_escapes && unescape(raw, &mut self.text).is_none() {
                         return Fed::Other(at);
                     }
+                    let line_ends = &part[at..at + blank(&part[at..])];
+                    self.tail.truncate(self.line_tail);
+                    self.tail.extend_from_slice(line_ends);
                     self.place = Place::Start;
                     self.has_hit = true;
                     if D::IS_CUMULATIVE {
                         self.head = self.line.len();
                     }
                     let text = if self.has_escapes { &self.text } else { raw };
-                    return Fed::Event(at + blank(&part[at..]), self.field, text);
+                    return Fed::Event(at + line_ends.len(), self.field, text);
                 }
             }
         }
@@ -278,6 +320,7 @@ impl Hot {
             self.line.extend_from_slice(&data.as_bytes()[..head]);
             self.tail.clear();
             self.tail.extend_from_slice(&data.as_bytes()[end..]);
+            self.line_tail = self.tail.len();
             self.head = self.line.len();
             self.field = field;
             self.has_hit = false;

@@ -283,8 +283,10 @@ impl Body {
     /// What has come and is not [consumed](Body::consume), where there is something.
     #[inline]
     pub fn ready(&mut self) -> Option<&[u8]> {
-        // Of an end or a bad body, `read` tells.
-        let _ = self.unframe();
+        if self.ready == 0 {
+            // Of an end or a bad body, `read` tells.
+            let _ = self.unframe();
+        }
         let connection = self.connection.as_ref().filter(|_| self.ready > 0)?;
         Some(&connection.wire.input.unread()[..self.ready])
     }
