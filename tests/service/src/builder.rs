@@ -23,6 +23,7 @@ pub struct Builder {
     pub(crate) expires_in: i64,
     pub(crate) login_data: Option<Value>,
     pub(crate) api_key: Option<String>,
+    pub(crate) keep_requests: bool,
     pub(crate) reply: Reply,
     pub(crate) handlers: HashMap<Endpoint, Handler>,
     pub(crate) on_connect: Option<Greeter>,
@@ -40,6 +41,7 @@ impl Builder {
             expires_in: 3600,
             login_data: None,
             api_key: None,
+            keep_requests: true,
             reply: Box::new(|prompt| format!("You said: {prompt}")),
             handlers: HashMap::new(),
             on_connect: None,
@@ -103,6 +105,13 @@ impl Builder {
     /// will do.
     pub fn api_key(mut self, key: &str) -> Builder {
         self.api_key = Some(key.to_owned());
+        self
+    }
+
+    /// Whether requests are kept, for [`Service::requests`]; they are counted all the same. Defaults
+    /// to true.
+    pub fn keep_requests(mut self, keep: bool) -> Builder {
+        self.keep_requests = keep;
         self
     }
 

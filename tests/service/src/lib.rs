@@ -107,7 +107,8 @@ impl Service {
         self.shared.port
     }
 
-    /// Every request so far, in order of arrival. A request has arrived once it is fully read.
+    /// Every request so far, in order of arrival, where they are kept
+    /// ([`Builder::keep_requests`]). A request has arrived once it is fully read.
     pub fn requests(&self) -> Vec<Request> {
         let state = self.shared.lock();
         state.requests.iter().map(|r| (**r).clone()).collect()

@@ -326,7 +326,9 @@ impl Peer {
             }
         };
         let mut state = self.shared.lock();
-        state.requests.push(Arc::clone(&request));
+        if self.shared.plan.keep_requests {
+            state.requests.push(Arc::clone(&request));
+        }
         let count = state.counts.entry(request.endpoint).or_default();
         self.nth = *count;
         *count += 1;

@@ -433,6 +433,14 @@ fn the_key_of_a_completion() {
 }
 
 #[test]
+fn requests_that_are_not_kept_are_counted() {
+    let service = Service::builder().keep_requests(false).start();
+    log_in(&service);
+    assert_eq!(service.count(Endpoint::Login), 1);
+    assert!(service.requests().is_empty());
+}
+
+#[test]
 fn a_drop_wakes_whoever_waits() {
     let long = Duration::from_secs(60);
     let waits: [fn(&mut Peer); 4] = [
