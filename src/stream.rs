@@ -116,10 +116,9 @@ impl Stream {
         self
     }
 
-    /// May take so many pieces at once, ahead of what it hands out.
-    pub(crate) fn with_runs(mut self, longest: usize) -> Self {
+    /// From here on takes so many pieces at once, ahead of what it hands out.
+    pub(crate) fn set_run(&mut self, longest: usize) {
         self.out.run = longest;
-        self
     }
 
     /// Cancels this chat, and the others that run on the same client.
@@ -201,15 +200,9 @@ impl Stream {
         self.shown = Shown::Nothing;
     }
 
-    /// How long the reply's text is, as far as it has been handed out.
-    pub(crate) fn text_length(&self) -> usize {
-        self.out.length(matches!(self.shown, Shown::Text))
-    }
-
     /// So much at the end of the text that was [taken](Stream::take_texts) is not handed out.
     pub(crate) fn give_back(&mut self, bytes: usize, pieces: usize) {
-        let length = self.out.reply.text.len().saturating_sub(bytes);
-        self.out.truncate(length);
+        self.out.give_back(bytes);
         self.out.reply.pieces -= pieces as u64;
     }
 
@@ -235,7 +228,6 @@ impl Stream {
     /// Ends this chat now, as cancelled; what has come of the reply stays.
     pub fn cancel(&mut self) {
         if !matches!(self.phase, Phase::Over) {
-            self.out.truncate(self.text_length());
             self.out.clear();
             self.shown = Shown::Nothing;
             self.end(Err(cancelled()));

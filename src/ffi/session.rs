@@ -216,7 +216,7 @@ impl Session {
                 if channels.log.is_some() {
                     stream = stream.with_log();
                 }
-                live.stream = Some(stream.with_runs(RUN));
+                live.stream = Some(stream);
             }
             Err(error) => live.error = Some(error),
         }
@@ -234,7 +234,7 @@ impl Session {
         let channel = |pick: fn(&Channels) -> Option<Callback>| {
             channels.and_then(|channels| pick(&lock(channels)))
         };
-        let watch = lock(&self.live).stream.as_ref().map(Stream::watch).cloned();
+        let watch = self.begin_run(on_text);
         loop {
             let Some(pulled) = contained(|| self.pull(pieces, on_text)) else {
                 self.broken();
@@ -256,6 +256,16 @@ impl Session {
                 _ => self.ahead.store(0, Ordering::Relaxed),
             }
         }
+    }
+
+    /// What tells of a cancel without the lock.
+    fn begin_run(&self, on_text: OnText) -> Option<Watch> {
+        let mut live = lock(&self.live);
+        let stream = live.stream.as_mut()?;
+        if let OnText::Call(_) = on_text {
+            stream.set_run(RUN);
+        }
+        Some(stream.watch().clone())
     }
 
     /// Calls the host with each piece, as long as it wants to go on.
@@ -434,16 +444,11 @@ impl Live {
     }
 
     fn facts(&self, ahead: Ahead) -> Facts<'_> {
-        let (reply, length) = match &self.stream {
-            Some(stream) => (stream.reply(), stream.text_length()),
-            None => (&self.reply, self.reply.text.len()),
-        };
+        let reply = self.stream.as_ref().map_or(&self.reply, Stream::reply);
+        let told = reply.text.len().saturating_sub(ahead.bytes);
         Facts {
             reply,
-            text: reply
-                .text
-                .get(..length.saturating_sub(ahead.bytes))
-                .unwrap_or_default(),
+            text: reply.text.get(..told).unwrap_or_default(),
             pieces: reply.pieces.saturating_sub(ahead.pieces as u64),
             error: self.error.as_ref(),
             refusal: self.refusal.as_ref(),

@@ -150,13 +150,10 @@ pub(crate) struct Out {
     pub reply: Reply,
     /// How much of the reply's text has been handed out, and of the model's thoughts.
     told: (usize, usize),
-    /// Where the pieces of text end that came together, from where the first of them begins, and which
-    /// of them is the next to be handed out.
-    ends: Vec<usize>,
-    next: usize,
-    start: usize,
-    /// How many pieces may come together: ahead of what is handed out.
+    /// How many pieces of text may come at once, ahead of what is handed out, and where those that
+    /// have come so end.
     pub run: usize,
+    ends: Vec<usize>,
     /// An event's JSON as it came; only where somebody wants it.
     pub event: String,
     pub wants_events: bool,
@@ -206,20 +203,9 @@ impl Out {
         self.told.0 = told;
     }
 
-    /// The text that is to be handed out next.
+    /// The text that is to be handed out.
     pub fn text(&self) -> &str {
-        self.reply
-            .text
-            .get(self.told.0..self.end())
-            .unwrap_or_default()
-    }
-
-    /// Where that ends.
-    fn end(&self) -> usize {
-        match self.ends.get(self.next) {
-            Some(end) => self.start + end,
-            None => self.reply.text.len(),
-        }
+        self.reply.text.get(self.told.0..).unwrap_or_default()
     }
 
     #[inline]
@@ -239,8 +225,7 @@ impl Out {
 
     /// The text has been handed out.
     pub fn told_text(&mut self) {
-        self.told.0 = self.end();
-        self.next += 1;
+        self.told.0 = self.reply.text.len();
     }
 
     /// The thoughts have been handed out.
@@ -248,36 +233,24 @@ impl Out {
         self.told.1 = self.reply.reasoning.len();
     }
 
-    /// The text that follows has pieces that end there.
+    /// The text that follows is a run of pieces, which end there.
     pub fn cut(&mut self, ends: &mut Vec<usize>) {
         std::mem::swap(&mut self.ends, ends);
-        (self.next, self.start) = (0, self.reply.text.len());
     }
 
-    /// All the text that is to be handed out, none of which has been; where its pieces end.
+    /// Hands out all the text there is, in its pieces.
     pub fn take_texts(&mut self, pieces: &mut Pieces) {
-        let start = self.told.0;
-        self.told.0 = self.reply.text.len();
-        pieces.set(self.reply.text.get(start..).unwrap_or_default());
-        if self.next < self.ends.len() {
+        pieces.set(self.text());
+        if self.ends.last() == pieces.ends.last() {
             std::mem::swap(&mut self.ends, &mut pieces.ends);
         }
         self.ends.clear();
+        self.told_text();
     }
 
-    /// How long the reply's text is without the pieces that came ahead, behind the one that is handed
-    /// out now, if one `is_shown`.
-    pub fn length(&self, is_shown: bool) -> usize {
-        match self.next < self.ends.len() {
-            true if is_shown => self.end(),
-            true => self.told.0,
-            false => self.reply.text.len(),
-        }
-    }
-
-    /// The reply's text is no longer than that: what came ahead is not handed out.
-    pub fn truncate(&mut self, length: usize) {
-        self.ends.clear();
+    /// So much at the end of the text was not handed out after all.
+    pub fn give_back(&mut self, bytes: usize) {
+        let length = self.reply.text.len().saturating_sub(bytes);
         if self.reply.text.is_char_boundary(length) {
             self.reply.text.truncate(length);
         }
@@ -318,7 +291,6 @@ impl Out {
 
     /// Forgets what has not been handed out.
     pub fn clear(&mut self) {
-        self.ends.clear();
         self.told_text();
         self.told_reasoning();
         self.event.clear();

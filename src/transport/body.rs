@@ -118,6 +118,7 @@ impl Chunked {
         }
     }
 
+    #[inline(never)]
     fn next_by_bytes(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
         let mut at = 0;
         loop {
