@@ -409,9 +409,11 @@ impl Events {
                 };
                 let step = self.hand_over(&event, dialect, out)?;
                 let is_as_it_came = matches!(text, Cow::Borrowed(_)) && halves == Halves::default();
-                if is_as_it_came && self.may_be_hot(out) && dialect.string(&event.json).is_some() {
-                    let before = &line[..line.len() - data.len()];
-                    self.hot.learn(before, &text, dialect);
+                if is_as_it_came && self.may_be_hot(out) {
+                    if let Some(string) = dialect.string(&event.json) {
+                        let before = &line[..line.len() - data.len()];
+                        self.hot.learn(before, &text, string, dialect);
+                    }
                 }
                 Ok(step)
             }

@@ -16,6 +16,8 @@
 //! more than its string. Whatever differs in a byte, or is not valid, goes the long way with all that has been
 //! read of it, and so does every event where somebody wants events.
 
+use std::ops::Range;
+
 use super::events::Dialect;
 use super::json::{parse, unescape};
 use crate::sse::{Lines, MAX_LINE};
@@ -124,9 +126,10 @@ impl Hot {
     }
 
     /// A run of events may begin: so many at most, whose strings together have so many bytes at most.
-    /// `false`: none can, for none is known, or one has come in part.
+    /// `false`: none can, for none is known as far as to its line ends, or one has come in part.
     pub fn begin_run(&mut self, longest: usize, room: usize) -> bool {
-        if !matches!(self.place, Place::Start) {
+        let has_line_ends = self.tail.len() > self.line_tail;
+        if !matches!(self.place, Place::Start) || !has_line_ends {
             return false;
         }
         self.line.truncate(self.head);
@@ -293,45 +296,67 @@ impl Hot {
         }
     }
 
-    /// Learns the event that has come last: its data, and what stands before that in its line.
-    pub fn learn<D: Dialect>(&mut self, before: &[u8], data: &str, dialect: &D) {
+    /// Learns the event that has come last: what stands before its data in the line, the data, and what
+    /// of that is its string.
+    pub fn learn<D: Dialect>(
+        &mut self,
+        before: &[u8],
+        data: &str,
+        string: (Field, &str),
+        dialect: &D,
+    ) {
         if self.pause > 0 {
             self.pause -= 1;
             return;
         }
-        for name in D::STRINGS {
-            let Some((start, end)) = find_string(data, name) else {
-                continue;
-            };
-            // The same with another string, whose place tells whether it is the one that counts.
-            let other = [&data[..start], "x", &data[end..]].concat();
-            let Ok(json) = parse(&other) else {
-                continue;
-            };
-            let Some((field, "x")) = dialect
-                .string(&json)
-                .filter(|(_, text)| text.as_ptr() == other[start..].as_ptr())
-            else {
-                continue;
-            };
-            let head = if D::IS_CUMULATIVE { end } else { start };
-            self.line.clear();
-            self.line.extend_from_slice(before);
-            self.line.extend_from_slice(&data.as_bytes()[..head]);
-            self.tail.clear();
-            self.tail.extend_from_slice(&data.as_bytes()[end..]);
-            self.line_tail = self.tail.len();
-            self.head = self.line.len();
-            self.field = field;
-            self.has_hit = false;
-            self.place = Place::Start;
+        let (field, text) = string;
+        let place = place_of(text, data).or_else(|| {
+            let mut names = D::STRINGS.iter();
+            names.find_map(|name| {
+                find_string(data, name).filter(|place| tells(data, place, dialect))
+            })
+        });
+        let Some(place) = place else {
             return;
-        }
+        };
+        let head = if D::IS_CUMULATIVE {
+            place.end
+        } else {
+            place.start
+        };
+        self.line.clear();
+        self.line.extend_from_slice(before);
+        self.line.extend_from_slice(&data.as_bytes()[..head]);
+        self.head = self.line.len();
+        self.tail.clear();
+        self.tail.extend_from_slice(&data.as_bytes()[place.end..]);
+        self.line_tail = self.tail.len();
+        self.field = field;
+        self.has_hit = false;
+        self.place = Place::Start;
     }
 }
 
+/// Where in a text a part of it is, if it is one: not by what it says, but by where it lies.
+fn place_of(part: &str, text: &str) -> Option<Range<usize>> {
+    let start = part.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
+    let end = start + part.len();
+    (end <= text.len()).then_some(start..end)
+}
+
+/// Whether the string at this place is the one that [tells](Dialect::string) something: whether
+/// another one in its place is.
+fn tells<D: Dialect>(data: &str, place: &Range<usize>, dialect: &D) -> bool {
+    let other = [&data[..place.start], "x", &data[place.end..]].concat();
+    parse(&other).is_ok_and(|json| {
+        let told = dialect
+            .string(&json)
+            .map(|(_, text)| place_of(text, &other));
+        told == Some(Some(place.start..place.start + 1))
+    })
+}
+
 /// How many bytes at the beginning are line ends: blank lines between two events say nothing.
-#[inline]
 fn blank(part: &[u8]) -> usize {
     let is_line_end = |byte: &&u8| matches!(byte, b'\n' | b'\r');
     part.iter().take_while(is_line_end).count()
@@ -344,7 +369,7 @@ fn goes_on(known: &[u8], part: &[u8]) -> Option<usize> {
 }
 
 /// Where in a JSON text the first string stands that is a member of this name, without its quotes.
-fn find_string(json: &str, name: &str) -> Option<(usize, usize)> {
+fn find_string(json: &str, name: &str) -> Option<Range<usize>> {
     let quoted = format!("\"{name}\"");
     json.match_indices(&quoted).find_map(|(at, _)| {
         let value = json[at + quoted.len()..].trim_start().strip_prefix(':')?;
@@ -352,13 +377,10 @@ fn find_string(json: &str, name: &str) -> Option<(usize, usize)> {
         let start = json.len() - string.len();
         let mut end = start;
         loop {
-            end += memchr::memchr2(b'"', b'\\', &json.as_bytes()[end..])?;
+            end += memchr::memchr2(b'"', b'\\', json.as_bytes().get(end..)?)?;
             match json.as_bytes()[end] {
-                b'"' => return Some((start, end)),
+                b'"' => return Some(start..end),
                 _ => end += 2,
-            }
-            if end > json.len() {
-                return None;
             }
         }
     })
