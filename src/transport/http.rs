@@ -18,7 +18,7 @@
 //!
 //! At the level `trace` ureq logs what it is asked, URL and headers and all, and a program that uses
 //! us may have a logger: so no secret of ours comes to its ears. It is told of a bare `GET`, which it
-//! writes into a buffer that goes nowhere; out goes what [`Request::write`] writes.
+//! writes into a buffer that goes nowhere; out goes what [`Request::new`] wrote.
 //!
 //! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
 //! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
@@ -44,50 +44,57 @@ pub(super) const MAX_HEADER: usize = 64 << 10;
 
 /// What to ask a service.
 pub(crate) struct Request {
-    /// With the query.
-    pub url: String,
-    /// As it may be shown.
+    /// Without the query, as it may be shown.
     pub shown_url: String,
-    pub headers: Vec<(&'static str, String)>,
-    /// The user's own, which replace those of the same name. In lower case.
-    pub user_headers: Vec<(String, String)>,
-    /// `Some`: POST; `None`: GET.
-    pub body: Option<String>,
+    /// As it goes over the wire.
+    bytes: Vec<u8>,
 }
 
 impl Request {
-    /// Writes the request as it goes over the wire (RFC 9112, sections 3 and 6). All that is in it
-    /// was checked where it came from: no line can be smuggled in.
-    fn write(&self, out: &mut Vec<u8>) {
-        let rest = self.url.split_once("://").map_or("", |(_, rest)| rest);
-        let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let method = if self.body.is_some() { "POST" } else { "GET" };
-        let slash = if target.starts_with('/') { "" } else { "/" };
-        let ours = self.headers.iter().map(|(name, value)| (*name, &**value));
-        let theirs = self
-            .user_headers
-            .iter()
-            .map(|(name, value)| (&**name, &**value));
-        let is_replaced = |name: &str| self.user_headers.iter().any(|(theirs, _)| theirs == name);
-        let ours = ours.filter(|(name, _)| !is_replaced(name));
+    /// With a body it is a POST, else a GET. The user's headers, in lower case, replace those of ours
+    /// that have the same name.
+    ///
+    /// The form is RFC 9112's, sections 3 and 6. All that is in it was checked where it came from:
+    /// no line can be smuggled in.
+    pub fn new<'a>(
+        url: String,
+        query: Option<&str>,
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        user_headers: &'a [(String, String)],
+        body: Option<&[u8]>,
+    ) -> Request {
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = if path.is_empty() { "/" } else { path };
+        let method = if body.is_some() { "POST " } else { "GET " };
+        let theirs = user_headers.iter().map(|(name, value)| (&**name, &**value));
+        let is_replaced = |name: &str| user_headers.iter().any(|(theirs, _)| theirs == name);
+        let ours = headers.into_iter().filter(|(name, _)| !is_replaced(name));
 
+        let mut bytes = Vec::with_capacity(512 + body.map_or(0, <[u8]>::len));
         let mut line = |parts: &[&str]| {
             parts
                 .iter()
-                .for_each(|part| out.extend_from_slice(part.as_bytes()));
-            out.extend_from_slice(b"\r\n");
+                .for_each(|part| bytes.extend_from_slice(part.as_bytes()));
+            bytes.extend_from_slice(b"\r\n");
         };
-        line(&[method, " ", slash, target, " HTTP/1.1"]);
+        match query {
+            Some(query) => line(&[method, path, "?", query, " HTTP/1.1"]),
+            None => line(&[method, path, " HTTP/1.1"]),
+        }
         line(&["host: ", host]);
         for (name, value) in ours.chain(theirs) {
             line(&[name, ": ", value]);
         }
-        let body = self.body.as_deref();
         if let Some(body) = body {
             line(&["content-length: ", &body.len().to_string()]);
         }
         line(&[]);
-        out.extend_from_slice(body.unwrap_or_default().as_bytes());
+        bytes.extend_from_slice(body.unwrap_or_default());
+        Request {
+            shown_url: url,
+            bytes,
+        }
     }
 }
 
@@ -133,12 +140,19 @@ static CONFIG: Lazy<ureq::config::Config> = Lazy::new(|| {
         .max_response_header_size(MAX_HEADER)
         .max_idle_connections(0)
         .proxy(None)
+        .user_agent("")
+        .accept("")
+        .accept_encoding("")
         .build()
 });
+
+/// What ureq is told that it asks for.
+static NOWHERE: Lazy<http::Uri> = Lazy::new(|| http::Uri::from_static("http://gptalk"));
 
 /// What is made once, and looks at the environment.
 pub(crate) fn prepare() {
     Lazy::force(&CONFIG);
+    Lazy::force(&NOWHERE);
 }
 
 /// A wire and the agent that runs over it.
@@ -182,7 +196,7 @@ impl Connection {
         let Connection { mut wire, link } = self;
         if !std::mem::replace(&mut wire.progress.queued, true) {
             // Head and body, in one segment where they fit.
-            request.write(&mut wire.output);
+            wire.output.extend_from_slice(&request.bytes);
         }
         let result = link.run(wire);
         let Some(mut wire) = link.slot.take() else {
@@ -229,7 +243,9 @@ impl Link {
     /// Runs the agent over the wire, which is in the slot afterwards.
     fn run(&self, wire: Box<Wire>) -> Result<http::Response<()>, ureq::Error> {
         self.slot.put(wire);
-        let response = self.agent.get("http://gptalk").call()?;
+        let mut request = http::Request::new(());
+        *request.uri_mut() = NOWHERE.clone();
+        let response = self.agent.run(request)?;
         // Without its body, which holds the transport: dropping it brings the wire back.
         Ok(response.map(drop))
     }
