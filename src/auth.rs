@@ -70,6 +70,8 @@ pub(crate) fn open_book() {
 #[derive(Default)]
 struct Book {
     entries: Mutex<Entries>,
+    /// Random numbers that no login has had yet.
+    fingerprints: Mutex<Vec<Fingerprint>>,
 }
 
 /// The services and identities, and what is known of each.
@@ -83,6 +85,23 @@ struct Entry {
     waiting: u32,
     /// A login ended, or a use came back.
     changed: Arc<Condvar>,
+}
+
+/// What a client logs in with where nothing is configured.
+type Fingerprint = [u8; 16];
+
+/// A random one. The system is asked for those of sixteen logins at once, for each time is a system
+/// call; the child of a fork asks for itself.
+pub(crate) fn random_fingerprint() -> Result<Fingerprint, getrandom::Error> {
+    let mut left = lock(&BOOK.get().fingerprints);
+    if let Some(fingerprint) = left.pop() {
+        return Ok(fingerprint);
+    }
+    let mut fresh = [Fingerprint::default(); 16];
+    getrandom::fill(fresh.as_flattened_mut())?;
+    let [first, others @ ..] = fresh;
+    left.extend(others);
+    Ok(first)
 }
 
 /// Numbers tokens and logins, so that a late word about an old one is told from the present. The

@@ -442,12 +442,9 @@ fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Value, out: &Out
 }
 
 fn random_fingerprint() -> Result<String, Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(
-            ErrorKind::Internal,
-            format!("the system gives no random numbers: {error}"),
-        )
+    let bits = auth::random_fingerprint().map_err(|error| {
+        let what = format!("the system gives no random numbers: {error}");
+        Error::new(ErrorKind::Internal, what)
     })?;
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
 }
