@@ -1,27 +1,28 @@
 //! HTTP over a wire: a request and its answer's header. The only file that names ureq.
 //!
 //! ureq reads the header; the waiting is ours, and so is the request. Its agent runs over a
-//! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and hardly wait: the
-//! connection stands already, and where the answer is not there within a slice the run is
-//! abandoned.
+//! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and never wait: the
+//! connection stands already, and where the header is not whole the run is abandoned.
 //!
 //! ```text
-//!            ┌──────────────── run ────────────────┐
-//!   Wire ───▶│ ureq reads the header ──▶ Answer    │──▶ Wire, at its body
-//!            │   └─ none within a slice: WouldBlock │
-//!            └──────────┬──────────────────────────┘
-//!                       ▼ the wire comes back, with what was received
-//!   pump: send the rest, receive, slice by slice, the caller's hand on it between two
-//!                       │
-//!                       ▼ the header is there: run again
+//!   ask: the request is queued as output
+//!     │
+//!     ▼
+//!   pump: send the rest, receive, slice by slice, the caller's hand on it between two ◀───┐
+//!     │                                                                                   │
+//!     ▼ the first bytes are there, and then the header's end                              │
+//!   run: ureq reads what is there ── the header is not whole: the wire comes back ────────┘
+//!     │
+//!     └──▶ Head, and the wire, at its body
 //! ```
 //!
 //! At the level `trace` ureq logs what it is asked, URL and headers and all, and a program that uses
 //! us may have a logger: so no secret of ours comes to its ears. It is told of a bare `GET`, which it
 //! writes into a buffer that goes nowhere; out goes what [`Request::new`] wrote.
 //!
-//! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
-//! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
+//! A run costs some microseconds, whatever the wait was. No callback ever runs inside ureq.
+//!
+//! A service's headers often are the same, byte by byte: those are read once on a connection.
 //!
 //! Each connection has an agent of its own, with ureq's pool left empty: an agent's lock is then
 //! never contended, and never copied locked into the child of a fork.
@@ -35,12 +36,15 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, http};
 
-use super::wire::{Pump, Wire};
+use super::wire::{Progress, Wire};
 use crate::error::{Error, ErrorKind};
 use crate::sys::lock;
 
 /// The longest header, in bytes: of the answer and of the informational ones (1xx) before it.
 pub(super) const MAX_HEADER: usize = 64 << 10;
+/// The longest header that is kept, and how many of a connection are: a GPTalk service has three.
+const MAX_KEPT: usize = 1 << 10;
+const KEPT: usize = 4;
 
 /// What to ask a service.
 pub(crate) struct Request {
@@ -121,11 +125,10 @@ impl Head {
     }
 }
 
-/// What a run of ureq's came to.
+/// What a run came to.
 pub(super) enum Ran {
-    Header(Head),
+    Header(Arc<Head>),
     NotYet,
-    Over(Pump),
     /// What came is no header.
     Bad(Error),
 }
@@ -159,6 +162,13 @@ pub(crate) fn prepare() {
 pub(super) struct Connection {
     pub wire: Box<Wire>,
     link: Link,
+    kept: Vec<Kept>,
+}
+
+/// A header that was read: where the same bytes come again, it is the same.
+struct Kept {
+    bytes: Vec<u8>,
+    head: Arc<Head>,
 }
 
 struct Link {
@@ -187,17 +197,30 @@ impl Connection {
         Connection {
             wire: Box::new(wire),
             link: Link { agent, slot },
+            kept: Vec::new(),
         }
     }
 
-    /// Queues the request, where that is not done, and lets ureq read what there is of the header.
-    pub fn run(self, request: &Request) -> Result<(Connection, Ran), Error> {
-        let url = &request.shown_url;
-        let Connection { mut wire, link } = self;
-        if !std::mem::replace(&mut wire.progress.queued, true) {
-            // Head and body, in one segment where they fit.
-            wire.output.extend_from_slice(&request.bytes);
+    /// Queues a request. Head and body go in one segment where they fit.
+    pub fn ask(&mut self, request: &Request) {
+        self.wire.progress = Progress::default();
+        self.wire.output.extend_from_slice(&request.bytes);
+    }
+
+    /// Reads what there is of the header. `url` is for errors.
+    pub fn run(mut self, url: &str) -> Result<(Connection, Ran), Error> {
+        let input = self.wire.input.unread();
+        let mut kept = self.kept.iter();
+        if let Some(kept) = kept.find(|kept| input.starts_with(&kept.bytes)) {
+            let head = kept.head.clone();
+            self.wire.input.consume(kept.bytes.len());
+            return Ok((self, Ran::Header(head)));
         }
+        let Connection {
+            wire,
+            link,
+            mut kept,
+        } = self;
         let result = link.run(wire);
         let Some(mut wire) = link.slot.take() else {
             return Err(Error::new(
@@ -208,17 +231,20 @@ impl Connection {
         let ran = match result {
             Ok(response) => {
                 let (head, ()) = response.into_parts();
-                Ran::Header(Head {
+                let head = Arc::new(Head {
                     status: head.status.as_u16(),
                     is_http10: head.version == http::Version::HTTP_10,
                     headers: head.headers,
-                })
+                });
+                let bytes = std::mem::take(&mut wire.progress.header);
+                if bytes.len() <= MAX_KEPT {
+                    kept.truncate(KEPT - 1);
+                    let head = head.clone();
+                    kept.insert(0, Kept { bytes, head });
+                }
+                Ran::Header(head)
             }
-            Err(ureq::Error::Io(error)) => match wire.progress.over.take() {
-                Some(over) => Ran::Over(over),
-                None if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
-                None => Ran::Over(Pump::Failed(error)),
-            },
+            Err(ureq::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
             Err(ureq::Error::LargeResponseHeader(..)) => Ran::Bad(header_limit(url)),
             Err(ureq::Error::Protocol(error)) => {
                 let input = wire.input.unread();
@@ -235,7 +261,7 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Internal, format!("{url}: {error}")));
             }
         };
-        Ok((Connection { wire, link }, ran))
+        Ok((Connection { wire, link, kept }, ran))
     }
 }
 
@@ -259,8 +285,6 @@ struct Lent {
     scratch: [u8; 256],
     /// The last look at the input used some of it: there may be more to use.
     is_usable: bool,
-    /// This run has waited for input.
-    pumped: bool,
 }
 
 impl Drop for Lent {
@@ -281,7 +305,6 @@ impl Connector for Slot {
             slot: self.clone(),
             scratch: [0; 256],
             is_usable: true,
-            pumped: false,
         }))
     }
 }
@@ -304,30 +327,13 @@ impl Transport for Lent {
         Ok(())
     }
 
+    /// There is no more than there is.
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
-        // Once in a run: a header in drops would keep the run going for as long as it drips.
-        let pumped = std::mem::replace(&mut self.pumped, true);
-        let wire = self.wire()?;
-        if pumped {
-            return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
+        let skipped = self.wire()?.progress.skipped;
+        if skipped > MAX_HEADER {
+            return Err(ureq::Error::LargeResponseHeader(skipped, MAX_HEADER));
         }
-        if wire.progress.skipped > MAX_HEADER {
-            return Err(ureq::Error::LargeResponseHeader(
-                wire.progress.skipped,
-                MAX_HEADER,
-            ));
-        }
-        match wire.pump() {
-            Pump::Data => {
-                wire.progress.answered = true;
-                Ok(true)
-            }
-            Pump::Pending => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
-            over => {
-                wire.progress.over = Some(over);
-                Ok(false)
-            }
-        }
+        Err(io::Error::from(io::ErrorKind::WouldBlock).into())
     }
 
     /// Asked at the end of a body, which is read elsewhere.
@@ -355,6 +361,9 @@ impl Buffers for Lent {
     fn input_consume(&mut self, amount: usize) {
         self.is_usable = amount > 0;
         if let Some(wire) = &mut self.wire {
+            wire.progress.header.clear();
+            let header = &wire.input.unread()[..amount.min(MAX_KEPT + 1)];
+            wire.progress.header.extend_from_slice(header);
             wire.input.consume(amount);
             wire.progress.skipped += amount;
         }
