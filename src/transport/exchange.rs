@@ -90,8 +90,10 @@ impl Exchange {
 
     /// One step; `None`: nothing yet.
     pub fn advance(&mut self) -> Result<Option<Answer>, Error> {
-        self.limits
-            .check_total(Instant::now(), &self.request.shown_url)?;
+        if self.limits.total.is_some() {
+            self.limits
+                .check_total(Instant::now(), &self.request.shown_url)?;
+        }
         match std::mem::replace(&mut self.state, State::Over) {
             State::Start => {
                 let idle = if self.replaced {
@@ -99,13 +101,11 @@ impl Exchange {
                 } else {
                     self.pool.take(&self.route)
                 };
-                self.state = match idle {
-                    Some(connection) => State::Talking(Talk::new(connection, &self.request)),
-                    None => {
-                        let connecting = Connecting::new(self.route.clone(), &self.limits);
-                        State::Connecting(Box::new(connecting))
-                    }
-                };
+                if let Some(connection) = idle {
+                    return self.talk(Talk::new(connection, &self.request));
+                }
+                let connecting = Connecting::new(self.route.clone(), &self.limits);
+                self.state = State::Connecting(Box::new(connecting));
                 Ok(None)
             }
             State::Connecting(mut connecting) => {

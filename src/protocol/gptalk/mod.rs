@@ -48,6 +48,8 @@ pub(crate) struct Chat {
     identity: Arc<Identity>,
     /// The text request's body.
     submission: Vec<u8>,
+    /// The moment of the chat, as the headers tell it.
+    moment: String,
     phase: Phase,
     /// The number of the token that this chat itself has logged in for.
     own_token: Option<u64>,
@@ -73,6 +75,7 @@ impl Chat {
         let submission = submission::body(config, setting.moment, conversation)?;
         Ok(Chat {
             submission,
+            moment: setting.moment.to_string(),
             identity: config.identity.clone(),
             phase: Phase::Token,
             own_token: None,
@@ -150,14 +153,14 @@ impl Chat {
                     Some((answer, bytes)) => {
                         lease.set_in_doubt(false);
                         out.reply.http_status = Some(answer.status);
-                        let url = fetch.shown_url().to_owned();
+                        let url = fetch.shown_url();
                         out.note(|| format!("POST {url}: HTTP {}", answer.status));
                         let read = if is_success(answer.status) {
-                            read_text(&url, &bytes, out)
+                            read_text(url, &bytes, out)
                         } else {
                             Err(refusal(
                                 "the text",
-                                &url,
+                                url,
                                 &answer,
                                 &bytes,
                                 &self.setting.config,
@@ -322,7 +325,7 @@ impl Chat {
             ("x-auth-appid", &config.app_id),
             ("x-auth-openid", ""),
             ("x-auth-platform", ""),
-            ("x-auth-timestamp", &self.setting.moment.to_string()),
+            ("x-auth-timestamp", &self.moment),
         ];
         self.setting.exchange(Request::new(
             self.url(path),
