@@ -30,6 +30,10 @@
 //! in is *parked*: a chat that waits for it takes the login over, at once where both run on the
 //! same thread (a chat inside the callback), else after [`PATIENCE`].
 //!
+//! Chats that wait are woken one by one: a login that ends wakes the first of them, and whoever found
+//! something to do wakes the next, as long as there is more. To wake them all would have them fight
+//! for the lock, and most of them go back to sleep.
+//!
 //! The child of a fork begins with an empty book.
 
 use std::collections::BTreeMap;
@@ -65,15 +69,39 @@ pub(crate) fn open_book() {
 
 #[derive(Default)]
 struct Book {
-    entries: Mutex<BTreeMap<Arc<Identity>, Entry>>,
-    /// A login ended, or a use came back.
-    changed: Condvar,
+    entries: Mutex<Entries>,
+    /// Random numbers that no login has had yet.
+    fingerprints: Mutex<Vec<Fingerprint>>,
 }
+
+/// The services and identities, and what is known of each.
+type Entries = BTreeMap<Arc<Identity>, Entry>;
 
 #[derive(Default)]
 struct Entry {
     tokens: Vec<Token>,
     login: Option<InFlight>,
+    /// How many chats wait on `changed`.
+    waiting: u32,
+    /// A login ended, or a use came back.
+    changed: Arc<Condvar>,
+}
+
+/// What a client logs in with where nothing is configured.
+type Fingerprint = [u8; 16];
+
+/// A random one. The system is asked for those of sixteen logins at once, for each time is a system
+/// call; the child of a fork asks for itself.
+pub(crate) fn random_fingerprint() -> Result<Fingerprint, getrandom::Error> {
+    let mut left = lock(&BOOK.get().fingerprints);
+    if let Some(fingerprint) = left.pop() {
+        return Ok(fingerprint);
+    }
+    let mut fresh = [Fingerprint::default(); 16];
+    getrandom::fill(fresh.as_flattened_mut())?;
+    let [first, others @ ..] = fresh;
+    left.extend(others);
+    Ok(first)
 }
 
 /// Numbers tokens and logins, so that a late word about an old one is told from the present. The
@@ -136,87 +164,122 @@ impl Inherit for Book {
 /// Asks for a token with a number above `newer_than`; waits at most for `limit` while another chat
 /// logs in.
 pub(crate) fn lease(identity: &Arc<Identity>, newer_than: u64, limit: Duration) -> Next {
-    let book = BOOK.get();
-    let mut entries = lock(&book.entries);
-    if let Some(next) = next(&mut entries, identity, newer_than) {
+    let mut entries = lock(&BOOK.get().entries);
+    let entry = entry_of(&mut entries, identity);
+    if let Some(next) = entry.next(identity, newer_than) {
         return next;
     }
+    entry.waiting += 1;
+    let changed = entry.changed.clone();
     // What ended the wait does not matter: look again.
-    entries = book
-        .changed
+    entries = changed
         .wait_timeout(entries, limit)
         .unwrap_or_else(PoisonError::into_inner)
         .0;
-    next(&mut entries, identity, newer_than).unwrap_or(Next::Wait)
+    let entry = entry_of(&mut entries, identity);
+    entry.waiting -= 1;
+    let next = entry.next(identity, newer_than);
+    if next.is_some() {
+        let waiter = entry.waiter();
+        drop(entries);
+        wake(waiter);
+    }
+    next.unwrap_or(Next::Wait)
 }
 
-/// What a chat can do now; `None`: only wait.
-fn next(
-    entries: &mut BTreeMap<Arc<Identity>, Entry>,
-    identity: &Arc<Identity>,
-    newer_than: u64,
-) -> Option<Next> {
-    let now = unix_now();
+fn entry_of<'a>(entries: &'a mut Entries, identity: &Arc<Identity>) -> &'a mut Entry {
     if !entries.contains_key(identity) {
         // A good moment to forget what nobody will ask for again.
+        let now = unix_now();
         entries.retain(|_, entry| entry.is_of_use(now));
     }
-    let entry = entries.entry(identity.clone()).or_default();
-    // An expired token that chats still hold goes when they are done.
-    entry
-        .tokens
-        .retain(|token| token.leased > 0 || !token.is_expired(now));
-    let usable = |token: &&mut Token| {
-        token.id > newer_than && token.leased + token.spent < USES && !token.is_expired(now)
-    };
-    if let Some(token) = entry.tokens.iter_mut().find(usable) {
-        token.leased += 1;
-        return Some(Next::Use(Lease {
-            identity: identity.clone(),
-            token_id: token.id,
-            token: token.value.clone(),
-            newest: LAST_ID.load(Ordering::Relaxed),
-            in_doubt: false,
-            settled: false,
-        }));
+    entries.entry(identity.clone()).or_default()
+}
+
+/// Wakes one chat. To be called without the lock, which is the first that it wants.
+fn wake(waiter: Option<Arc<Condvar>>) {
+    if let Some(changed) = waiter {
+        changed.notify_one();
     }
-    let me = this_thread();
-    let is_stuck = |login: &InFlight| {
-        login
-            .parked
-            .is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
-    };
-    if entry.login.as_ref().is_some_and(|login| !is_stuck(login)) {
-        return None;
-    }
-    let id = new_id();
-    entry.login = Some(InFlight {
-        id,
-        thread: me,
-        parked: None,
-    });
-    Some(Next::LogIn(Login {
-        identity: identity.clone(),
-        id,
-    }))
 }
 
 impl Entry {
-    fn is_of_use(&self, now: i64) -> bool {
-        let of_use = |token: &Token| token.leased > 0 || !token.is_expired(now);
-        self.login.is_some() || self.tokens.iter().any(of_use)
+    /// What a chat can do now; `None`: only wait.
+    fn next(&mut self, identity: &Arc<Identity>, newer_than: u64) -> Option<Next> {
+        let now = unix_now();
+        // An expired token that chats still hold goes when they are done.
+        self.tokens
+            .retain(|token| token.leased > 0 || !token.is_expired(now));
+        let me = this_thread();
+        let is_stuck = |login: &InFlight| {
+            login
+                .parked
+                .is_some_and(|since| login.thread == me || since.elapsed() >= PATIENCE)
+        };
+        let may_log_in = self.login.as_ref().is_none_or(is_stuck);
+        // Those that wait will take all that is left: the next login need not wait until they have.
+        let is_scarce = may_log_in && self.waiting > 0 && self.waiting >= self.uses_left(now);
+        let usable = |token: &&mut Token| {
+            token.id > newer_than && token.uses_left() > 0 && !token.is_expired(now) && !is_scarce
+        };
+        if let Some(token) = self.tokens.iter_mut().find(usable) {
+            token.leased += 1;
+            return Some(Next::Use(Lease {
+                identity: identity.clone(),
+                token_id: token.id,
+                token: token.value.clone(),
+                newest: LAST_ID.load(Ordering::Relaxed),
+                in_doubt: false,
+                settled: false,
+            }));
+        }
+        if !may_log_in {
+            return None;
+        }
+        let id = new_id();
+        self.login = Some(InFlight {
+            id,
+            thread: me,
+            parked: None,
+        });
+        Some(Next::LogIn(Login {
+            identity: identity.clone(),
+            id,
+            ended: false,
+        }))
     }
 
-    /// A use of the token at that place is spent.
-    fn spend(&mut self, at: usize) {
+    fn is_of_use(&self, now: i64) -> bool {
+        let of_use = |token: &Token| token.leased > 0 || !token.is_expired(now);
+        self.login.is_some() || self.waiting > 0 || self.tokens.iter().any(of_use)
+    }
+
+    /// Whom to wake: a chat that waits, where there is something to do for it.
+    fn waiter(&self) -> Option<Arc<Condvar>> {
+        let wanted = self.waiting > 0 && (self.login.is_none() || self.uses_left(unix_now()) > 0);
+        wanted.then(|| self.changed.clone())
+    }
+
+    fn uses_left(&self, now: i64) -> u32 {
+        let tokens = self.tokens.iter().filter(|token| !token.is_expired(now));
+        tokens.map(Token::uses_left).sum()
+    }
+
+    /// A use of the token at that place is spent: nothing to wake anybody for.
+    fn spend(&mut self, at: usize) -> Option<Arc<Condvar>> {
         self.tokens[at].spent += 1;
         if self.tokens[at].spent >= USES {
             self.tokens.swap_remove(at);
         }
+        None
     }
 }
 
 impl Token {
+    fn uses_left(&self) -> u32 {
+        USES - self.leased - self.spent
+    }
+
     fn is_expired(&self, now: i64) -> bool {
         self.expires_at.is_some_and(|at| at < now)
     }
@@ -226,23 +289,22 @@ impl Token {
 pub(crate) struct Login {
     identity: Arc<Identity>,
     id: u64,
+    ended: bool,
 }
 
 impl Login {
     /// The login brought a token: this chat has its first use.
-    pub fn succeeded(self, value: &str, expires_at: Option<i64>) -> Lease {
+    pub fn succeeded(mut self, value: &str, expires_at: Option<i64>) -> Lease {
         let value: Arc<str> = value.into();
-        let mut entries = lock(&BOOK.get().entries);
-        let entry = entries.entry(self.identity.clone()).or_default();
         let token_id = new_id();
-        entry.tokens.push(Token {
+        let token = Token {
             id: token_id,
             value: value.clone(),
             expires_at,
             leased: 1,
             spent: 0,
-        });
-        drop(entries);
+        };
+        self.end(Some(token));
         Lease {
             identity: self.identity.clone(),
             token_id,
@@ -266,12 +328,23 @@ impl Login {
         });
     }
 
+    fn end(&mut self, token: Option<Token>) {
+        self.ended = true;
+        let mut entries = lock(&BOOK.get().entries);
+        let entry = entries.entry(self.identity.clone()).or_default();
+        entry.tokens.extend(token);
+        // Another chat may have taken the login over.
+        entry.login.take_if(|login| login.id == self.id);
+        let waiter = entry.waiter();
+        drop(entries);
+        wake(waiter);
+    }
+
     fn update(&self, change: impl FnOnce(&mut InFlight)) {
         let mut entries = lock(&BOOK.get().entries);
         let login = entries
             .get_mut(&self.identity)
             .and_then(|entry| entry.login.as_mut());
-        // Another chat may have taken the login over.
         if let Some(login) = login.filter(|login| login.id == self.id) {
             change(login);
         }
@@ -280,13 +353,9 @@ impl Login {
 
 impl Drop for Login {
     fn drop(&mut self) {
-        let book = BOOK.get();
-        let mut entries = lock(&book.entries);
-        if let Some(entry) = entries.get_mut(&self.identity) {
-            entry.login.take_if(|login| login.id == self.id);
+        if !self.ended {
+            self.end(None);
         }
-        drop(entries);
-        book.changed.notify_all();
     }
 }
 
@@ -327,27 +396,26 @@ impl Lease {
     /// when the lease was taken: those up to it may be refused for the same reason, while a later
     /// one may be another chat's new login.
     pub fn refused(mut self) -> u64 {
-        self.settle(|entry, at| drop(entry.tokens.swap_remove(at)));
+        self.settle(|entry, at| {
+            entry.tokens.swap_remove(at);
+            None
+        });
         self.newest
     }
 
-    fn settle(&mut self, change: impl FnOnce(&mut Entry, usize)) {
+    /// `change` says whom to wake.
+    fn settle(&mut self, change: impl FnOnce(&mut Entry, usize) -> Option<Arc<Condvar>>) {
         self.settled = true;
-        let book = BOOK.get();
-        let mut entries = lock(&book.entries);
-        // The token may be gone: refused to another chat, or left behind in a fork's parent.
-        if let Some(entry) = entries.get_mut(&self.identity) {
-            if let Some(at) = entry
-                .tokens
-                .iter()
-                .position(|token| token.id == self.token_id)
-            {
-                entry.tokens[at].leased -= 1;
-                change(entry, at);
-            }
-        }
+        let mut entries = lock(&BOOK.get().entries);
+        let waiter = entries.get_mut(&self.identity).and_then(|entry| {
+            // The token may be gone: refused to another chat, or left behind in a fork's parent.
+            let is_it = |token: &Token| token.id == self.token_id;
+            let at = entry.tokens.iter().position(is_it)?;
+            entry.tokens[at].leased -= 1;
+            change(entry, at)
+        });
         drop(entries);
-        book.changed.notify_all();
+        wake(waiter);
     }
 }
 
@@ -355,10 +423,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if !self.settled {
             let in_doubt = self.in_doubt;
-            self.settle(|entry, at| {
-                if in_doubt {
-                    entry.spend(at);
-                }
+            self.settle(|entry, at| match in_doubt {
+                true => entry.spend(at),
+                false => entry.waiter(),
             });
         }
     }

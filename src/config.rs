@@ -9,6 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use serde_json::{Map, Number, Value};
 
+use crate::auth::Identity;
 use crate::error::{Error, words};
 use crate::proxy::{self, Proxy};
 use crate::sys::PerProcess;
@@ -221,6 +222,8 @@ pub(crate) struct Config {
     pub user_agent: String,
     pub app_id: String,
     pub fingerprint: Option<String>,
+    /// Whose logins a chat uses.
+    pub identity: Arc<Identity>,
 }
 
 impl Config {
@@ -276,6 +279,10 @@ impl Config {
             let ms = first(layers, get).unwrap_or(default);
             (ms > 0).then(|| Duration::from_millis(ms))
         };
+        let app_id = first(layers, |o| o.app_id.clone());
+        let app_id = app_id.unwrap_or_else(|| GPTALK_APP_ID.to_owned());
+        let fingerprint = first(layers, |o| o.fingerprint.clone());
+        let identity = identity(&base_url, &app_id, fingerprint.as_deref(), &headers);
         Ok(Config {
             protocol,
             base_url,
@@ -297,8 +304,9 @@ impl Config {
             user_agent: own_agent
                 .or_else(|| first(layers, |o| o.user_agent.clone()))
                 .unwrap_or_else(|| concat!("gptalk/", env!("CARGO_PKG_VERSION")).to_owned()),
-            app_id: first(layers, |o| o.app_id.clone()).unwrap_or_else(|| GPTALK_APP_ID.to_owned()),
-            fingerprint: first(layers, |o| o.fingerprint.clone()),
+            app_id,
+            fingerprint,
+            identity: Arc::new(identity),
         })
     }
 
@@ -323,6 +331,28 @@ impl Config {
     /// Whether a key would be readable on the way to the service.
     pub fn exposes_key(&self) -> bool {
         self.protocol == Protocol::Openai && !self.base_url.https && self.has_key()
+    }
+}
+
+/// What a GPTalk service tells users apart by: the application, the fingerprint, and what the user's
+/// own headers say of them.
+fn identity(
+    base_url: &Url,
+    app_id: &str,
+    fingerprint: Option<&str>,
+    headers: &[(String, String)],
+) -> Identity {
+    let mut who = vec![
+        app_id.to_owned(),
+        fingerprint.unwrap_or_default().to_owned(),
+    ];
+    let headers = headers.iter().filter(|(name, _)| {
+        name.starts_with("x-auth-") || name == "authorization" || name == "cookie"
+    });
+    who.extend(headers.map(|(name, value)| format!("{name}: {value}")));
+    Identity {
+        service: base_url.to_string(),
+        who,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Conversations: what is said to a service.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
@@ -234,6 +235,75 @@ impl Conversation {
             let role = text(message, "role").unwrap_or_default();
             (role, message.get("content").unwrap_or(&Value::Null))
         })
+    }
+}
+
+/// A request's body being written, in JSON: our members, in whose place the user's of the same name
+/// stand. Those of the `body` option replace the conversation's.
+pub(crate) struct RequestBody<'a> {
+    json: Vec<u8>,
+    talk: &'a Conversation,
+    option: &'a Map<String, Value>,
+}
+
+impl<'a> RequestBody<'a> {
+    pub fn new(talk: &'a Conversation, option: &'a Map<String, Value>) -> Self {
+        let mut json = Vec::with_capacity(256);
+        json.push(b'{');
+        RequestBody { json, talk, option }
+    }
+
+    /// The user's own member of that name.
+    pub fn given(&self, name: &str) -> Option<&'a Value> {
+        self.option
+            .get(name)
+            .or_else(|| self.talk.members.get(name))
+    }
+
+    pub fn text(&mut self, name: &str, text: &str) {
+        self.ours(name, |json| Ok(serde_json::to_writer(json, text)?));
+    }
+
+    /// What is JSON as it is displayed: a number, a [`Value`], JSON itself.
+    pub fn json(&mut self, name: &str, value: impl fmt::Display) {
+        self.ours(name, |json| write!(json, "{value}"));
+    }
+
+    /// The conversation's. They may be long: nothing is copied on the way.
+    pub fn messages(&mut self) {
+        let messages = &self.talk.messages;
+        self.ours("messages", |json| {
+            Ok(serde_json::to_writer(json, messages)?)
+        });
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        let (talk, option) = (self.talk.members.iter(), self.option);
+        let members = talk
+            .filter(|(name, _)| !option.contains_key(*name))
+            .chain(option);
+        for (name, value) in members {
+            self.write(name, |json| Ok(serde_json::to_writer(json, value)?));
+        }
+        match self.json.last_mut() {
+            Some(last @ b',') => *last = b'}',
+            _ => self.json.push(b'}'),
+        }
+        self.json
+    }
+
+    fn ours(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
+        if self.given(name).is_none() {
+            self.write(name, write);
+        }
+    }
+
+    fn write(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
+        // Writing into memory does not fail.
+        let _ = serde_json::to_writer(&mut self.json, name);
+        self.json.push(b':');
+        let _ = write(&mut self.json);
+        self.json.push(b',');
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct Url {
     /// A name, an IPv4 address, or an IPv6 address without its brackets; in lower case.
     pub host: String,
     pub port: u16,
+    /// `scheme://host[:port]`, the port where it is not the scheme's own.
+    pub origin: String,
     /// Empty, or begins with a slash and does not end with one.
     pub path: String,
     pub query: Option<String>,
@@ -63,30 +65,32 @@ impl Url {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (tail, None),
         };
+        let (scheme, default) = if https { ("https", 443) } else { ("http", 80) };
+        let port = port.unwrap_or(default);
+        let mut origin = format!("{scheme}://{}", bracketed(&host));
+        if port != default {
+            origin.push_str(&format!(":{port}"));
+        }
         Ok(Url {
             https,
             host,
-            port: port.unwrap_or(if https { 443 } else { 80 }),
+            port,
+            origin,
             path: path.trim_end_matches('/').to_owned(),
             query,
         })
     }
 
-    /// `scheme://host[:port]`, the port where it is not the scheme's own.
-    pub fn origin(&self) -> String {
-        let scheme = if self.https { "https" } else { "http" };
-        let mut origin = format!("{scheme}://{}", bracketed(&self.host));
-        if self.port != if self.https { 443 } else { 80 } {
-            origin.push_str(&format!(":{}", self.port));
-        }
-        origin
+    /// The URL of something below it, without a query.
+    pub fn join(&self, tail: &str) -> String {
+        [&self.origin, &self.path, tail].concat()
     }
 }
 
 /// The URL without its query.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.origin(), self.path)
+        write!(f, "{}{}", self.origin, self.path)
     }
 }
 

@@ -990,6 +990,22 @@ fn the_child_of_a_fork_has_its_own_connection_and_login() {
 }
 
 #[test]
+fn no_process_logs_in_with_the_fingerprint_of_another() {
+    // A login whose token has expired when it comes serves one chat.
+    let service = Service::builder()
+        .login_data(json!({"expires_at": 1}))
+        .start();
+    process_keeps("fork_and_log_in", &[&service.url()]);
+    let logins = service.requests().into_iter();
+    let logins = logins.filter(|request| request.endpoint == Endpoint::Login);
+    let fingerprints: BTreeSet<String> = logins
+        .map(|login| login.json()["fingerprint"].to_string())
+        .collect();
+    // Two of the parent, and two of each child.
+    assert_eq!((service.count(Endpoint::Login), fingerprints.len()), (6, 6));
+}
+
+#[test]
 fn a_fork_inside_a_callback_leaves_the_chat_alone() {
     let service = Service::start();
     process_keeps("fork_inside_a_chat", &[&service.url()]);

@@ -198,6 +198,64 @@ fn endless_hints(peer: &mut Peer) {
     }
 }
 
+/// What is kept of the headers before it is no reason to mistake one.
+#[test]
+fn each_answer_of_a_connection_has_its_own_header() {
+    let head = |id: &str| format!("{OK}transfer-encoding: chunked\r\nx-request-id: {id}\r\n\r\n");
+    let body = [&chunk(HELLO), &chunk(DONE), "0\r\n\r\n"].concat();
+    let reply = |id: &str| head(id) + &body;
+    let long = format!("{}{}", "long", "1".repeat(2000));
+    let sized = sized(&format!("{OK}x-request-id: s\r\n"), &[HELLO, DONE].concat());
+    let refusal = reply("r").replace("200 OK", "500 Oh no");
+    let continued = "HTTP/1.1 100 Continue\r\n\r\n".to_owned() + &reply("1");
+    // As many headers that differ in order as it takes to have forgotten the first, and it again.
+    let mut answers = vec![("1", reply("1")), ("1", reply("1")), ("11", reply("11"))];
+    answers.extend([
+        ("1", reply("1")),
+        ("s", sized.clone()),
+        ("r", refusal),
+        ("1", continued),
+    ]);
+    answers.extend([
+        ("2", reply("2")),
+        ("3", reply("3")),
+        ("4", reply("4")),
+        ("5", reply("5")),
+    ]);
+    answers.extend([
+        ("1", reply("1")),
+        (&long, reply(&long)),
+        (&long, reply(&long)),
+        ("s", sized),
+    ]);
+    for split in [false, true] {
+        let raw: Vec<_> = answers.iter().map(|(_, raw)| raw.clone()).collect();
+        let service = Service::builder().on(Endpoint::Stream, move |_, peer| {
+            let raw = &raw[peer.nth()];
+            // Between the two line ends that are the header's end.
+            match raw.find("\r\n\r\n").filter(|_| split) {
+                Some(end) => peer.send_split(raw, end + 2),
+                None => peer.send(raw),
+            }
+        });
+        let service = service.start();
+        let client = builder(&service).build().unwrap();
+        for (id, _) in &answers {
+            let (text, reply) = match client.complete("Hi") {
+                Ok(reply) => ("Hello", reply),
+                Err(error) => ("", error.reply().unwrap().clone()),
+            };
+            assert_eq!(
+                (&*reply.text, reply.request_id.as_deref()),
+                (text, Some(*id))
+            );
+            assert_eq!(text.is_empty(), *id == "r");
+        }
+        assert_eq!(service.connections(), 1);
+        assert_eq!(service.refusals(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn switching_protocols_is_not_of_the_protocol() {
     let raw =

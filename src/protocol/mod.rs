@@ -9,6 +9,7 @@ mod json;
 mod openai;
 mod refusal;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -300,16 +301,20 @@ impl Out {
     pub fn add_secret(&mut self, secret: &str) {
         let decoded = percent_decode_str(secret).decode_utf8_lossy();
         // PHP writes JSON like this.
-        let escaped = secret.replace('/', "\\/");
+        let escaped = match secret.contains('/') {
+            true => Cow::from(secret.replace('/', "\\/")),
+            false => Cow::from(secret),
+        };
         for form in [secret, &*decoded, &*escaped] {
             // A very short one would tear holes into every text, and is no secret.
             if form.len() >= 4 && !self.secrets.iter().any(|known| known == form) {
-                self.secrets.push(form.to_owned());
+                // The longest first: one may be the beginning of another.
+                let at = self
+                    .secrets
+                    .partition_point(|known| known.len() >= form.len());
+                self.secrets.insert(at, form.to_owned());
             }
         }
-        // The longest first: one may be the beginning of another.
-        self.secrets
-            .sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 
     /// A header's or a chunk's word for something, to be shown.

@@ -13,14 +13,14 @@ use super::body::{Body, Chunked, Framing};
 use super::connect::Connecting;
 use super::http::{Connection, Head, MAX_HEADER, Ran, Request};
 use super::pool::{Pool, Route};
-use super::wire::{Progress, Pump};
+use super::wire::Pump;
 use super::{Limits, timeout, tls};
 use crate::error::{Error, ErrorKind, words};
 
 /// An answer's header, and its body to be read.
 pub(crate) struct Answer {
     pub status: u16,
-    head: Head,
+    head: Arc<Head>,
     pub body: Body,
 }
 
@@ -56,8 +56,6 @@ struct Talk {
     connection: Connection,
     /// When the last byte of the request was sent, or the talk began.
     since: Instant,
-    /// There is something new to be read of the header.
-    due: bool,
     /// How much of the input has been searched for the header's end.
     searched: usize,
 }
@@ -92,8 +90,10 @@ impl Exchange {
 
     /// One step; `None`: nothing yet.
     pub fn advance(&mut self) -> Result<Option<Answer>, Error> {
-        self.limits
-            .check_total(Instant::now(), &self.request.shown_url)?;
+        if self.limits.total.is_some() {
+            self.limits
+                .check_total(Instant::now(), &self.request.shown_url)?;
+        }
         match std::mem::replace(&mut self.state, State::Over) {
             State::Start => {
                 let idle = if self.replaced {
@@ -101,18 +101,16 @@ impl Exchange {
                 } else {
                     self.pool.take(&self.route)
                 };
-                self.state = match idle {
-                    Some(connection) => State::Talking(Talk::new(connection)),
-                    None => {
-                        let connecting = Connecting::new(self.route.clone(), &self.limits);
-                        State::Connecting(Box::new(connecting))
-                    }
-                };
+                if let Some(connection) = idle {
+                    return self.talk(Talk::new(connection, &self.request));
+                }
+                let connecting = Connecting::new(self.route.clone(), &self.limits);
+                self.state = State::Connecting(Box::new(connecting));
                 Ok(None)
             }
             State::Connecting(mut connecting) => {
                 self.state = match connecting.advance()? {
-                    Some(wire) => State::Talking(Talk::new(Connection::new(wire))),
+                    Some(wire) => State::Talking(Talk::new(Connection::new(wire), &self.request)),
                     None => State::Connecting(connecting),
                 };
                 Ok(None)
@@ -126,29 +124,24 @@ impl Exchange {
     }
 
     fn talk(&mut self, mut talk: Talk) -> Result<Option<Answer>, Error> {
-        if !talk.due {
-            let sent = talk.connection.wire.sent;
-            let pumped = talk.connection.wire.pump();
-            self.sent |= talk.is_sent();
-            match pumped {
-                Pump::Data => talk.look(),
-                Pump::Pending => {}
-                over => return self.died(talk, over),
-            }
-            if talk.connection.wire.sent != sent {
-                talk.since = Instant::now();
-            }
+        let sent = talk.connection.wire.sent;
+        let pumped = talk.connection.wire.pump();
+        self.sent |= talk.is_sent();
+        let is_due = match pumped {
+            Pump::Data => talk.is_due(),
+            Pump::Pending => false,
+            over => return self.died(talk, over),
+        };
+        if talk.connection.wire.sent != sent {
+            talk.since = Instant::now();
         }
-        if talk.due {
-            talk.due = false;
+        if is_due {
             talk.searched = 0;
-            let (connection, ran) = talk.connection.run(&self.request)?;
+            let (connection, ran) = talk.connection.run(&self.request.shown_url)?;
             talk.connection = connection;
-            self.sent |= talk.is_sent();
             match ran {
                 Ran::Header(head) => return self.answer(talk.connection, head).map(Some),
                 Ran::NotYet => {}
-                Ran::Over(over) => return self.died(talk, over),
                 Ran::Bad(error) => return Err(error),
             }
         }
@@ -199,7 +192,7 @@ impl Exchange {
         Err(Error::new(ErrorKind::Network, format!("{url} {how} {when}")).with_code("closed"))
     }
 
-    fn answer(&self, connection: Connection, head: Head) -> Result<Answer, Error> {
+    fn answer(&self, connection: Connection, head: Arc<Head>) -> Result<Answer, Error> {
         let url = &self.request.shown_url;
         let encoding = head.get("content-encoding").unwrap_or_default();
         if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
@@ -237,32 +230,32 @@ impl Exchange {
 }
 
 impl Talk {
-    fn new(mut connection: Connection) -> Talk {
-        connection.wire.progress = Progress::default();
+    fn new(mut connection: Connection, request: &Request) -> Talk {
+        connection.ask(request);
         Talk {
             connection,
             since: Instant::now(),
-            due: true,
             searched: 0,
         }
     }
 
     fn is_sent(&self) -> bool {
         let wire = &self.connection.wire;
-        wire.progress.queued && wire.is_sent() && !wire.progress.torn
+        wire.is_sent() && !wire.progress.torn
     }
 
-    /// Bytes arrived. The first ones are parsed at once, so that garbage is told early; then
-    /// it waits for the whole header, so that a header in drops is not parsed at every drop.
-    fn look(&mut self) {
+    /// Bytes arrived: whether they are to be read. The first ones are, at once, so that garbage is told
+    /// early; then it waits for the whole header, so that one in drops is not read at every drop.
+    fn is_due(&mut self) -> bool {
         let wire = &mut self.connection.wire;
         let input = wire.input.unread();
         let new = &input[self.searched.saturating_sub(2)..];
-        self.due = !wire.progress.answered
+        let is_due = !wire.progress.answered
             || input.len() > MAX_HEADER
             || memchr::memmem::find(new, b"\n\r\n").is_some()
             || memchr::memmem::find(new, b"\n\n").is_some();
         self.searched = input.len();
         wire.progress.answered = true;
+        is_due
     }
 }

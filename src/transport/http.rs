@@ -1,27 +1,28 @@
 //! HTTP over a wire: a request and its answer's header. The only file that names ureq.
 //!
 //! ureq reads the header; the waiting is ours, and so is the request. Its agent runs over a
-//! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and hardly wait: the
-//! connection stands already, and where the answer is not there within a slice the run is
-//! abandoned.
+//! [`Connector`], a [`Resolver`] and a [`Transport`] that open nothing and never wait: the
+//! connection stands already, and where the header is not whole the run is abandoned.
 //!
 //! ```text
-//!            ┌──────────────── run ────────────────┐
-//!   Wire ───▶│ ureq reads the header ──▶ Answer    │──▶ Wire, at its body
-//!            │   └─ none within a slice: WouldBlock │
-//!            └──────────┬──────────────────────────┘
-//!                       ▼ the wire comes back, with what was received
-//!   pump: send the rest, receive, slice by slice, the caller's hand on it between two
-//!                       │
-//!                       ▼ the header is there: run again
+//!   ask: the request is queued as output
+//!     │
+//!     ▼
+//!   pump: send the rest, receive, slice by slice, the caller's hand on it between two ◀───┐
+//!     │                                                                                   │
+//!     ▼ the first bytes are there, and then the header's end                              │
+//!   run: ureq reads what is there ── the header is not whole: the wire comes back ────────┘
+//!     │
+//!     └──▶ Head, and the wire, at its body
 //! ```
 //!
 //! At the level `trace` ureq logs what it is asked, URL and headers and all, and a program that uses
 //! us may have a logger: so no secret of ours comes to its ears. It is told of a bare `GET`, which it
-//! writes into a buffer that goes nowhere; out goes what [`Request::write`] writes.
+//! writes into a buffer that goes nowhere; out goes what [`Request::new`] wrote.
 //!
-//! A fast service costs one run. A slow one costs a second run of a few microseconds, whatever
-//! the wait. In exchange no callback ever runs inside ureq, and a run never outlives a slice.
+//! A run costs some microseconds, whatever the wait was. No callback ever runs inside ureq.
+//!
+//! A service's headers often are the same, byte by byte: those are read once on a connection.
 //!
 //! Each connection has an agent of its own, with ureq's pool left empty: an agent's lock is then
 //! never contended, and never copied locked into the child of a fork.
@@ -35,59 +36,69 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, http};
 
-use super::wire::{Pump, Wire};
+use super::wire::{Progress, Wire};
 use crate::error::{Error, ErrorKind};
 use crate::sys::lock;
 
 /// The longest header, in bytes: of the answer and of the informational ones (1xx) before it.
 pub(super) const MAX_HEADER: usize = 64 << 10;
+/// The longest header that is kept, and how many of a connection are: a GPTalk service has three.
+const MAX_KEPT: usize = 1 << 10;
+const KEPT: usize = 4;
 
 /// What to ask a service.
 pub(crate) struct Request {
-    /// With the query.
-    pub url: String,
-    /// As it may be shown.
+    /// Without the query, as it may be shown.
     pub shown_url: String,
-    pub headers: Vec<(&'static str, String)>,
-    /// The user's own, which replace those of the same name. In lower case.
-    pub user_headers: Vec<(String, String)>,
-    /// `Some`: POST; `None`: GET.
-    pub body: Option<String>,
+    /// As it goes over the wire.
+    bytes: Vec<u8>,
 }
 
 impl Request {
-    /// Writes the request as it goes over the wire (RFC 9112, sections 3 and 6). All that is in it
-    /// was checked where it came from: no line can be smuggled in.
-    fn write(&self, out: &mut Vec<u8>) {
-        let rest = self.url.split_once("://").map_or("", |(_, rest)| rest);
-        let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let method = if self.body.is_some() { "POST" } else { "GET" };
-        let slash = if target.starts_with('/') { "" } else { "/" };
-        let ours = self.headers.iter().map(|(name, value)| (*name, &**value));
-        let theirs = self
-            .user_headers
-            .iter()
-            .map(|(name, value)| (&**name, &**value));
-        let is_replaced = |name: &str| self.user_headers.iter().any(|(theirs, _)| theirs == name);
-        let ours = ours.filter(|(name, _)| !is_replaced(name));
+    /// With a body it is a POST, else a GET. The user's headers, in lower case, replace those of ours
+    /// that have the same name.
+    ///
+    /// The form is RFC 9112's, sections 3 and 6. All that is in it was checked where it came from:
+    /// no line can be smuggled in.
+    pub fn new<'a>(
+        url: String,
+        query: Option<&str>,
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        user_headers: &'a [(String, String)],
+        body: Option<&[u8]>,
+    ) -> Request {
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = if path.is_empty() { "/" } else { path };
+        let method = if body.is_some() { "POST " } else { "GET " };
+        let theirs = user_headers.iter().map(|(name, value)| (&**name, &**value));
+        let is_replaced = |name: &str| user_headers.iter().any(|(theirs, _)| theirs == name);
+        let ours = headers.into_iter().filter(|(name, _)| !is_replaced(name));
 
+        let mut bytes = Vec::with_capacity(512 + body.map_or(0, <[u8]>::len));
         let mut line = |parts: &[&str]| {
             parts
                 .iter()
-                .for_each(|part| out.extend_from_slice(part.as_bytes()));
-            out.extend_from_slice(b"\r\n");
+                .for_each(|part| bytes.extend_from_slice(part.as_bytes()));
+            bytes.extend_from_slice(b"\r\n");
         };
-        line(&[method, " ", slash, target, " HTTP/1.1"]);
+        match query {
+            Some(query) => line(&[method, path, "?", query, " HTTP/1.1"]),
+            None => line(&[method, path, " HTTP/1.1"]),
+        }
         line(&["host: ", host]);
         for (name, value) in ours.chain(theirs) {
             line(&[name, ": ", value]);
         }
-        let body = self.body.as_deref();
         if let Some(body) = body {
             line(&["content-length: ", &body.len().to_string()]);
         }
         line(&[]);
-        out.extend_from_slice(body.unwrap_or_default().as_bytes());
+        bytes.extend_from_slice(body.unwrap_or_default());
+        Request {
+            shown_url: url,
+            bytes,
+        }
     }
 }
 
@@ -114,11 +125,10 @@ impl Head {
     }
 }
 
-/// What a run of ureq's came to.
+/// What a run came to.
 pub(super) enum Ran {
-    Header(Head),
+    Header(Arc<Head>),
     NotYet,
-    Over(Pump),
     /// What came is no header.
     Bad(Error),
 }
@@ -133,18 +143,32 @@ static CONFIG: Lazy<ureq::config::Config> = Lazy::new(|| {
         .max_response_header_size(MAX_HEADER)
         .max_idle_connections(0)
         .proxy(None)
+        .user_agent("")
+        .accept("")
+        .accept_encoding("")
         .build()
 });
+
+/// What ureq is told that it asks for.
+static NOWHERE: Lazy<http::Uri> = Lazy::new(|| http::Uri::from_static("http://gptalk"));
 
 /// What is made once, and looks at the environment.
 pub(crate) fn prepare() {
     Lazy::force(&CONFIG);
+    Lazy::force(&NOWHERE);
 }
 
 /// A wire and the agent that runs over it.
 pub(super) struct Connection {
     pub wire: Box<Wire>,
     link: Link,
+    kept: Vec<Kept>,
+}
+
+/// A header that was read: where the same bytes come again, it is the same.
+struct Kept {
+    bytes: Vec<u8>,
+    head: Arc<Head>,
 }
 
 struct Link {
@@ -173,17 +197,30 @@ impl Connection {
         Connection {
             wire: Box::new(wire),
             link: Link { agent, slot },
+            kept: Vec::new(),
         }
     }
 
-    /// Queues the request, where that is not done, and lets ureq read what there is of the header.
-    pub fn run(self, request: &Request) -> Result<(Connection, Ran), Error> {
-        let url = &request.shown_url;
-        let Connection { mut wire, link } = self;
-        if !std::mem::replace(&mut wire.progress.queued, true) {
-            // Head and body, in one segment where they fit.
-            request.write(&mut wire.output);
+    /// Queues a request. Head and body go in one segment where they fit.
+    pub fn ask(&mut self, request: &Request) {
+        self.wire.progress = Progress::default();
+        self.wire.output.extend_from_slice(&request.bytes);
+    }
+
+    /// Reads what there is of the header. `url` is for errors.
+    pub fn run(mut self, url: &str) -> Result<(Connection, Ran), Error> {
+        let input = self.wire.input.unread();
+        let mut kept = self.kept.iter();
+        if let Some(kept) = kept.find(|kept| input.starts_with(&kept.bytes)) {
+            let head = kept.head.clone();
+            self.wire.input.consume(kept.bytes.len());
+            return Ok((self, Ran::Header(head)));
         }
+        let Connection {
+            wire,
+            link,
+            mut kept,
+        } = self;
         let result = link.run(wire);
         let Some(mut wire) = link.slot.take() else {
             return Err(Error::new(
@@ -194,17 +231,20 @@ impl Connection {
         let ran = match result {
             Ok(response) => {
                 let (head, ()) = response.into_parts();
-                Ran::Header(Head {
+                let head = Arc::new(Head {
                     status: head.status.as_u16(),
                     is_http10: head.version == http::Version::HTTP_10,
                     headers: head.headers,
-                })
+                });
+                let bytes = std::mem::take(&mut wire.progress.header);
+                if bytes.len() <= MAX_KEPT {
+                    kept.truncate(KEPT - 1);
+                    let head = head.clone();
+                    kept.insert(0, Kept { bytes, head });
+                }
+                Ran::Header(head)
             }
-            Err(ureq::Error::Io(error)) => match wire.progress.over.take() {
-                Some(over) => Ran::Over(over),
-                None if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
-                None => Ran::Over(Pump::Failed(error)),
-            },
+            Err(ureq::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
             Err(ureq::Error::LargeResponseHeader(..)) => Ran::Bad(header_limit(url)),
             Err(ureq::Error::Protocol(error)) => {
                 let input = wire.input.unread();
@@ -221,7 +261,7 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Internal, format!("{url}: {error}")));
             }
         };
-        Ok((Connection { wire, link }, ran))
+        Ok((Connection { wire, link, kept }, ran))
     }
 }
 
@@ -229,7 +269,9 @@ impl Link {
     /// Runs the agent over the wire, which is in the slot afterwards.
     fn run(&self, wire: Box<Wire>) -> Result<http::Response<()>, ureq::Error> {
         self.slot.put(wire);
-        let response = self.agent.get("http://gptalk").call()?;
+        let mut request = http::Request::new(());
+        *request.uri_mut() = NOWHERE.clone();
+        let response = self.agent.run(request)?;
         // Without its body, which holds the transport: dropping it brings the wire back.
         Ok(response.map(drop))
     }
@@ -243,8 +285,6 @@ struct Lent {
     scratch: [u8; 256],
     /// The last look at the input used some of it: there may be more to use.
     is_usable: bool,
-    /// This run has waited for input.
-    pumped: bool,
 }
 
 impl Drop for Lent {
@@ -265,7 +305,6 @@ impl Connector for Slot {
             slot: self.clone(),
             scratch: [0; 256],
             is_usable: true,
-            pumped: false,
         }))
     }
 }
@@ -288,30 +327,13 @@ impl Transport for Lent {
         Ok(())
     }
 
+    /// There is no more than there is.
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
-        // Once in a run: a header in drops would keep the run going for as long as it drips.
-        let pumped = std::mem::replace(&mut self.pumped, true);
-        let wire = self.wire()?;
-        if pumped {
-            return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
+        let skipped = self.wire()?.progress.skipped;
+        if skipped > MAX_HEADER {
+            return Err(ureq::Error::LargeResponseHeader(skipped, MAX_HEADER));
         }
-        if wire.progress.skipped > MAX_HEADER {
-            return Err(ureq::Error::LargeResponseHeader(
-                wire.progress.skipped,
-                MAX_HEADER,
-            ));
-        }
-        match wire.pump() {
-            Pump::Data => {
-                wire.progress.answered = true;
-                Ok(true)
-            }
-            Pump::Pending => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
-            over => {
-                wire.progress.over = Some(over);
-                Ok(false)
-            }
-        }
+        Err(io::Error::from(io::ErrorKind::WouldBlock).into())
     }
 
     /// Asked at the end of a body, which is read elsewhere.
@@ -339,6 +361,9 @@ impl Buffers for Lent {
     fn input_consume(&mut self, amount: usize) {
         self.is_usable = amount > 0;
         if let Some(wire) = &mut self.wire {
+            wire.progress.header.clear();
+            let header = &wire.input.unread()[..amount.min(MAX_KEPT + 1)];
+            wire.progress.header.extend_from_slice(header);
             wire.input.consume(amount);
             wire.progress.skipped += amount;
         }

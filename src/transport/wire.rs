@@ -172,16 +172,14 @@ pub(super) struct Wire {
 /// How far the request on a wire has come.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// The whole request is queued as output, or sent.
-    pub queued: bool,
     /// The connection broke before all of it was sent.
     pub torn: bool,
     /// A byte of the answer has come.
     pub answered: bool,
     /// Bytes of headers that have been read, informational ones (1xx) included.
     pub skipped: usize,
-    /// How the connection ended while the header was read.
-    pub over: Option<Pump>,
+    /// The last of them, or its beginning.
+    pub header: Vec<u8>,
 }
 
 impl Wire {

@@ -253,6 +253,25 @@ static void fork_after_use(char **args)
     gptalk_client_free(client);
 }
 
+static void fork_and_log_in(char **args)
+{
+    gptalk_client *client = client_at(args[0]);
+    int i;
+    check_chat(client, SAID_HI);
+    for (i = 0; i < 2; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            begin_child();
+            check_chat(client, SAID_HI);
+            check_chat(client, SAID_HI);
+            _exit(0);
+        }
+        check_child(child);
+    }
+    check_chat(client, SAID_HI);
+    gptalk_client_free(client);
+}
+
 struct forking {
     gptalk_client *other;
     struct heard heard;
@@ -732,6 +751,7 @@ static const struct promise promises[] = {
     {"broken_pipe", broken_pipe},
     {"signal_storm", signal_storm},
     {"fork_after_use", fork_after_use},
+    {"fork_and_log_in", fork_and_log_in},
     {"fork_inside_a_chat", fork_inside_a_chat},
     {"fork_while_chatting", fork_while_chatting},
     {"fork_at_any_moment", fork_at_any_moment},

@@ -125,8 +125,6 @@ static const struct expected faults[] = {
     {{GETADDRINFO, FAILS, EAI_NONAME, 0, 0}, UNOPENED, 0},
     {{GETADDRINFO, FAILS, EAI_MEMORY, 0, 0}, UNOPENED, 0},
     {{GETADDRINFO, FAILS, EAI_SYSTEM, 0, 0}, UNOPENED, 0},
-    {{GETRANDOM, FAILS, EINTR, 0, 0}, WELL, 0},
-    {{GETRANDOM, SHORT, 0, 0, 0}, WELL, 0},
 };
 
 /* The chat in hand, for a check that fails. */
@@ -280,7 +278,6 @@ static int has(const char *text, const char *part)
 /* Sees to it that there is something to befall: a chat has its calls, and they come through the shim. */
 static void check_calls(const struct way *way)
 {
-    int is_gptalk = strcmp(way->protocol, "gptalk") == 0;
     int is_named = has(way->url, "localhost") || has(way->proxy, "localhost");
     gptalk_client *client = client_for(way);
     int call;
@@ -292,7 +289,8 @@ static void check_calls(const struct way *way)
     gptalk_client_free(client);
     shim_disarm();
     for (call = 0; call < CALLS; call++) {
-        int is_there = call == GETADDRINFO ? is_named : call == GETRANDOM ? is_gptalk : 1;
+        /* Random numbers are not for each chat: the first one is another promise. */
+        int is_there = call == GETADDRINFO ? is_named : call != GETRANDOM;
         if (way->is_warm)
             is_there = call == POLL || call == SEND || call == RECV || call == CLOSE;
         if (is_there && shim_count(call) == 0) {
@@ -308,12 +306,10 @@ static void sweep_all(struct way way)
     now.way = &way;
     check_calls(&way);
     for (i = 0; i < COUNT(faults); i++) {
-        /* To go on without random numbers is nobody's promise. */
-        int may_stick = faults[i].fault.call != GETRANDOM;
         if (way.limit > 0 && !faults[i].is_typical)
             continue;
         sweep(&faults[i], 0);
-        if (may_stick && way.limit == 0)
+        if (way.limit == 0)
             sweep(&faults[i], 1);
     }
 }

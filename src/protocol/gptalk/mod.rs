@@ -12,6 +12,7 @@
 mod content;
 mod submission;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ use super::json::{Json, parse_json, text_of};
 use super::refusal::{refusal, service_error};
 use super::{MAX_SECRET, Out, Setting, Step};
 use crate::auth::{self, Identity, Lease, Login, Next};
-use crate::config::{Config, is_header_byte};
+use crate::config::is_header_byte;
 use crate::error::{Error, ErrorKind};
 use crate::message::Conversation;
 use crate::transport::{Exchange, Request, SLICE};
@@ -46,7 +47,9 @@ pub(crate) struct Chat {
     setting: Setting,
     identity: Arc<Identity>,
     /// The text request's body.
-    submission: String,
+    submission: Vec<u8>,
+    /// The moment of the chat, as the headers tell it.
+    moment: String,
     phase: Phase,
     /// The number of the token that this chat itself has logged in for.
     own_token: Option<u64>,
@@ -70,10 +73,10 @@ impl Chat {
     pub fn new(setting: Setting, conversation: &Conversation) -> Result<Chat, Error> {
         let config = &setting.config;
         let submission = submission::body(config, setting.moment, conversation)?;
-        let identity = Arc::new(identity(config));
         Ok(Chat {
             submission,
-            identity,
+            moment: setting.moment.to_string(),
+            identity: config.identity.clone(),
             phase: Phase::Token,
             own_token: None,
             newer_than: None,
@@ -173,14 +176,14 @@ impl Chat {
                     Some((answer, bytes)) => {
                         lease.set_in_doubt(false);
                         out.reply.http_status = Some(answer.status);
-                        let url = fetch.shown_url().to_owned();
+                        let url = fetch.shown_url();
                         out.note(|| format!("POST {url}: HTTP {}", answer.status));
                         let read = if is_success(answer.status) {
-                            read_text(&url, &bytes, out)
+                            read_text(url, &bytes, out)
                         } else {
                             Err(refusal(
                                 "the text",
-                                &url,
+                                url,
                                 &answer,
                                 &bytes,
                                 &self.setting.config,
@@ -302,63 +305,57 @@ impl Chat {
             None => random_fingerprint()?,
         };
         let body = json!({"fingerprint": fingerprint, "platform": "fingerprint"}).to_string();
-        Ok(Fetch::new(self.request(
-            LOGIN,
-            None,
-            Vec::new(),
-            Some(body),
-        )))
+        let exchange = self.request(LOGIN, None, None, Some(body.as_bytes()));
+        Ok(Fetch::new(exchange))
     }
 
     fn submit(&mut self, lease: Lease, out: &mut Out) {
-        let authorization = vec![("authorization", format!("Bearer {}", lease.token()))];
-        let exchange = self.request(TEXT, None, authorization, Some(self.submission.clone()));
+        let bearer = format!("Bearer {}", lease.token());
+        let exchange = self.request(TEXT, None, Some(&bearer), Some(&self.submission));
         out.reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Submit(lease, Box::new(Fetch::new(exchange)));
     }
 
     fn open(&mut self, token: &str, out: &mut Out) {
-        let encoded = utf8_percent_encode(token, QUERY).to_string();
+        let encoded = Cow::from(utf8_percent_encode(token, QUERY));
         out.add_secret(token);
         out.add_secret(&encoded);
-        let exchange = self.request(STREAM, Some(format!("token={encoded}")), Vec::new(), None);
+        let query = ["token=", &encoded].concat();
+        let exchange = self.request(STREAM, Some(&query), None, None);
         out.reply.url = Some(exchange.shown_url().to_owned());
         self.phase = Phase::Open(Box::new(exchange));
     }
 
     fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.setting.config.base_url)
+        self.setting.config.base_url.join(path)
     }
 
     fn request(
         &self,
         path: &str,
-        query: Option<String>,
-        mut headers: Vec<(&'static str, String)>,
-        body: Option<String>,
+        query: Option<&str>,
+        bearer: Option<&str>,
+        body: Option<&[u8]>,
     ) -> Exchange {
         let config = &self.setting.config;
-        let shown_url = self.url(path);
-        headers.extend([
-            ("accept", "*/*".to_owned()),
-            ("content-type", "application/json".to_owned()),
-            ("origin", config.base_url.origin()),
-            ("user-agent", config.user_agent.clone()),
-            ("x-auth-appid", config.app_id.clone()),
-            ("x-auth-openid", String::new()),
-            ("x-auth-platform", String::new()),
-            ("x-auth-timestamp", self.setting.moment.to_string()),
-        ]);
-        self.setting.exchange(Request {
-            url: match query {
-                Some(query) => format!("{shown_url}?{query}"),
-                None => shown_url.clone(),
-            },
-            shown_url,
-            headers,
-            user_headers: config.headers.clone(),
+        let authorization = bearer.map(|bearer| ("authorization", bearer));
+        let headers = [
+            ("accept", "*/*"),
+            ("content-type", "application/json"),
+            ("origin", &config.base_url.origin),
+            ("user-agent", &config.user_agent),
+            ("x-auth-appid", &config.app_id),
+            ("x-auth-openid", ""),
+            ("x-auth-platform", ""),
+            ("x-auth-timestamp", &self.moment),
+        ];
+        self.setting.exchange(Request::new(
+            self.url(path),
+            query,
+            authorization.into_iter().chain(headers),
+            &config.headers,
             body,
-        })
+        ))
     }
 }
 
@@ -472,29 +469,9 @@ fn without_token(kind: ErrorKind, what: &str, url: &str, json: &Json<'_>, out: &
 }
 
 fn random_fingerprint() -> Result<String, Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(
-            ErrorKind::Internal,
-            format!("the system gives no random numbers: {error}"),
-        )
+    let bits = auth::random_fingerprint().map_err(|error| {
+        let what = format!("the system gives no random numbers: {error}");
+        Error::new(ErrorKind::Internal, what)
     })?;
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
-}
-
-/// What the service tells users apart by: the application, the fingerprint, and what the user's
-/// own headers say of them.
-fn identity(config: &Config) -> Identity {
-    let mut who = vec![
-        config.app_id.clone(),
-        config.fingerprint.clone().unwrap_or_default(),
-    ];
-    let headers = config.headers.iter().filter(|(name, _)| {
-        name.starts_with("x-auth-") || name == "authorization" || name == "cookie"
-    });
-    who.extend(headers.map(|(name, value)| format!("{name}: {value}")));
-    Identity {
-        service: config.base_url.to_string(),
-        who,
-    }
+    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
 }

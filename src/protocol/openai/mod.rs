@@ -178,21 +178,19 @@ impl Chat {
 
     fn request(&self) -> Exchange {
         let config = &self.setting.config;
-        let (url, shown_url) = endpoint(&config.base_url);
-        let mut headers = vec![
-            ("accept", "*/*".to_owned()),
-            ("content-type", "application/json".to_owned()),
-            ("user-agent", config.user_agent.clone()),
+        let bearer = config.api_key.as_ref().map(|key| format!("Bearer {key}"));
+        let headers = [
+            ("accept", "*/*"),
+            ("content-type", "application/json"),
+            ("user-agent", &config.user_agent),
         ];
-        if let Some(key) = &config.api_key {
-            headers.push(("authorization", format!("Bearer {key}")));
-        }
-        self.setting.exchange(Request {
-            url,
-            shown_url,
-            headers,
-            user_headers: config.headers.clone(),
-            body: Some(self.body.write(config)),
-        })
+        let authorization = bearer.iter().map(|bearer| ("authorization", &**bearer));
+        self.setting.exchange(Request::new(
+            endpoint(&config.base_url),
+            config.base_url.query.as_deref(),
+            headers.into_iter().chain(authorization),
+            &config.headers,
+            Some(&self.body.write(config)),
+        ))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::config::Config;
-use crate::message::Conversation;
+use crate::message::{Conversation, RequestBody};
 use crate::url::Url;
 
 /// What a client's service does not take. Kept for the client's next chats, as long as they go to
@@ -18,21 +18,16 @@ pub(crate) struct Repairs {
     completion_tokens: AtomicBool,
 }
 
-/// Where to send it: `base_url` may be a host, a path such as `/v1`, or the full endpoint.
-/// The URL with its query, and as it may be shown.
-pub(super) fn endpoint(base_url: &Url) -> (String, String) {
+/// Where to send it, without the query: `base_url` may be a host, a path such as `/v1`, or the full
+/// endpoint.
+pub(super) fn endpoint(base_url: &Url) -> String {
     const ENDPOINT: &str = "/chat/completions";
     let tail = match base_url.path.as_str() {
         "" => "/v1/chat/completions",
         path if path.ends_with(ENDPOINT) => "",
         _ => ENDPOINT,
     };
-    let shown_url = format!("{base_url}{tail}");
-    let url = match &base_url.query {
-        Some(query) => format!("{shown_url}?{query}"),
-        None => shown_url.clone(),
-    };
-    (url, shown_url)
+    base_url.join(tail)
 }
 
 /// The request's body: our members, replaced by the request's own, and those by the `body`
@@ -78,35 +73,27 @@ impl Body {
     }
 
     /// In JSON.
-    pub fn write(&self, config: &Config) -> String {
-        let mut members = Map::new();
-        let mut add = |name: &str, value: Value| drop(members.insert(name.to_owned(), value));
+    pub fn write(&self, config: &Config) -> Vec<u8> {
+        let mut body = RequestBody::new(&self.talk, &config.body);
+        body.messages();
         if let Some(model) = &config.model {
-            add("model", json!(model));
+            body.text("model", model);
         }
-        add("stream", json!(true));
+        body.json("stream", true);
         if let Some(temperature) = &config.temperature {
-            add("temperature", json!(temperature));
+            body.json("temperature", temperature);
         }
         if let Some(max_tokens) = config.max_tokens.filter(|_| self.max_tokens.is_ours) {
-            add(self.max_tokens_names().0, json!(max_tokens));
-        }
-        for (name, value) in self.talk.members().iter().chain(&config.body) {
-            add(name, value.clone());
+            body.json(self.max_tokens_names().0, max_tokens);
         }
         // OpenAI refuses it where the answer is not to be streamed.
-        let streams = members.get("stream") == Some(&Value::Bool(true));
+        let streams = body
+            .given("stream")
+            .is_none_or(|it| *it == Value::Bool(true));
         if self.stream_options.is_ours && !self.stream_options.is_refused && streams {
-            let value = json!({"include_usage": true});
-            members.insert("stream_options".to_owned(), value);
+            body.json("stream_options", r#"{"include_usage":true}"#);
         }
-        if members.contains_key("messages") {
-            return Value::Object(members).to_string();
-        }
-        // The messages may be long: they are not copied into the object.
-        let messages = self.talk.messages_json();
-        let members = Value::Object(members).to_string();
-        format!("{{\"messages\":{messages},{}", &members[1..])
+        body.finish()
     }
 
     /// Changes the member of ours that a service's refusal names; what was done, if anything.
