@@ -64,7 +64,6 @@ struct Piece {
 
 impl Framing {
     /// The next piece of data in the input.
-    #[inline]
     fn next(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
         match self {
             Framing::UntilClose => Ok(Piece {
@@ -102,24 +101,7 @@ impl Framing {
 impl Chunked {
     pub const START: Chunked = Chunked::Size { size: 0, digits: 0 };
 
-    #[inline]
     fn next(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
-        match self.whole_line(input) {
-            Some((skip, size)) => {
-                let len = size.min(input.len() - skip);
-                *self = match size - len {
-                    0 => Chunked::DataEnd { cr: false },
-                    left => Chunked::Data(left as u64),
-                };
-                let ended = false;
-                Ok(Piece { skip, len, ended })
-            }
-            None => self.next_by_bytes(input),
-        }
-    }
-
-    #[inline(never)]
-    fn next_by_bytes(&mut self, input: &[u8]) -> Result<Piece, &'static str> {
         let mut at = 0;
         loop {
             if let Chunked::Data(left) = self {
@@ -152,27 +134,37 @@ impl Chunked {
         }
     }
 
-    /// What stands between the data of two chunks, where it is as most are: how long it is, and the
-    /// size it tells.
+    /// The next data where what stands before it is as with most chunks: how much is to be skipped,
+    /// and how much is data.
     #[inline]
-    fn whole_line(&self, input: &[u8]) -> Option<(usize, usize)> {
-        let digits = match (self, input) {
+    fn next_chunk(&mut self, input: &[u8]) -> Option<(usize, usize)> {
+        let digits = match (&*self, input) {
             (Chunked::DataEnd { cr: false }, [b'\r', b'\n', digits @ ..]) => digits,
             (Chunked::Size { digits: 0, .. }, digits) => digits,
             _ => return None,
         };
-        let mut size = 0;
+        let (mut size, mut at) = (0, 0);
         // Six digits at most: more might not fit.
-        for (nth, byte) in digits.iter().take(7).enumerate() {
-            match (*byte as char).to_digit(16) {
-                Some(digit) => size = size << 4 | digit as usize,
-                None if size > 0 && digits[nth..].starts_with(b"\r\n") => {
-                    return Some((input.len() - digits.len() + nth + 2, size));
-                }
-                None => return None,
-            }
+        while at < 7 {
+            let byte = *digits.get(at)?;
+            let digit = match byte {
+                b'0'..=b'9' => byte - b'0',
+                b'a'..=b'f' => byte - b'a' + 10,
+                _ => break,
+            };
+            size = size << 4 | usize::from(digit);
+            at += 1;
         }
-        None
+        let data = digits
+            .get(at..)?
+            .strip_prefix(b"\r\n")
+            .filter(|_| size > 0)?;
+        let len = size.min(data.len());
+        *self = match size - len {
+            0 => Chunked::DataEnd { cr: false },
+            left => Chunked::Data(left as u64),
+        };
+        Some((input.len() - data.len(), len))
     }
 
     /// One byte of framing.
@@ -336,6 +328,13 @@ impl Body {
             return Ok(false);
         }
         let input = &mut connection.wire.input;
+        if let Framing::Chunked(state) = &mut self.framing {
+            if let Some((skip, len)) = state.next_chunk(input.unread()) {
+                input.consume(skip);
+                self.ready = len;
+                return Ok(false);
+            }
+        }
         let piece = self.framing.next(input.unread())?;
         input.consume(piece.skip);
         self.ready = piece.len;

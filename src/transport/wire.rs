@@ -273,7 +273,7 @@ pub(super) struct Input {
 
 impl Input {
     const FIRST: usize = 16 << 10;
-    const LARGEST: usize = 256 << 10;
+    const LARGEST: usize = 128 << 10;
 
     #[inline]
     pub fn unread(&self) -> &[u8] {
