@@ -34,7 +34,7 @@ pub(super) fn wrap(under: Io, host: &str, ca_file: Option<&Arc<CaFile>>) -> Resu
     })?;
     let session = ClientConnection::new(config.clone(), name)
         .map_err(|error| Error::new(ErrorKind::Tls, format!("TLS cannot begin: {error}")))?;
-    Ok(Tls { session, under })
+    Ok(Tls::new(session, under))
 }
 
 /// The system's roots, else Mozilla's; read when the first TLS connection is made.

@@ -1,6 +1,6 @@
 //! One connection: a socket, TLS where it has it, and its two buffers.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,11 @@ pub(super) enum Io {
 }
 
 pub(super) struct Tls {
-    pub session: ClientConnection,
-    pub under: Io,
+    session: ClientConnection,
+    under: Io,
+    /// Received, but not decrypted yet: the session takes 4 KiB at a time, and a receive brings more.
+    /// When a step is over, there is something only where decrypted bytes wait for their reader.
+    sealed: Input,
 }
 
 impl Io {
@@ -37,7 +40,11 @@ impl Io {
     fn holds_input(&self) -> bool {
         match self {
             Io::Tcp(_) => false,
-            Io::Tls(tls) => !tls.session.wants_read() || tls.under.holds_input(),
+            Io::Tls(tls) => {
+                !tls.session.wants_read()
+                    || !tls.sealed.unread().is_empty()
+                    || tls.under.holds_input()
+            }
         }
     }
 }
@@ -59,6 +66,14 @@ impl Write for Io {
         }
     }
 
+    /// One write, for the records of a TLS session: `Socket` writes one buffer alone.
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match bufs {
+            [one] => self.write(one),
+            _ => self.write(&bufs.iter().map(|buf| &**buf).collect::<Vec<_>>().concat()),
+        }
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Io::Tcp(socket) => socket.flush(),
@@ -68,6 +83,17 @@ impl Write for Io {
 }
 
 impl Tls {
+    /// Two records at a time, or many small ones.
+    const SEALED: usize = 32 << 10;
+
+    pub fn new(session: ClientConnection, under: Io) -> Tls {
+        Tls {
+            session,
+            under,
+            sealed: Input::default(),
+        }
+    }
+
     /// Sends what the session has to say.
     fn push(&mut self) -> io::Result<()> {
         while self.session.wants_write() {
@@ -78,13 +104,36 @@ impl Tls {
 
     /// Receives once; 0 at the end.
     fn pull(&mut self) -> io::Result<usize> {
-        let n = self.session.read_tls(&mut self.under)?;
-        if let Err(error) = self.session.process_new_packets() {
-            // The alert that says why is worth sending; that it may fail is not worth a word.
-            let _ = self.push();
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        let n = self.under.read(self.sealed.space(Tls::SEALED))?;
+        self.sealed.end += n;
+        if n == 0 {
+            // The session wants to be told.
+            self.session.read_tls(&mut io::empty())?;
         }
+        self.unseal()?;
         Ok(n)
+    }
+
+    /// Decrypts what was received, up to the next record that has bytes for the reader.
+    fn unseal(&mut self) -> io::Result<()> {
+        loop {
+            let state = match self.session.process_new_packets() {
+                Ok(state) => state,
+                Err(error) => {
+                    // The alert that says why is worth sending; that it may fail is not worth a word.
+                    let _ = self.push();
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+            };
+            if state.plaintext_bytes_to_read() > 0 || self.sealed.unread().is_empty() {
+                return Ok(());
+            }
+            match self.session.read_tls(&mut self.sealed.unread())? {
+                // After the end of the session nothing counts.
+                0 => self.sealed.consume(self.sealed.unread().len()),
+                n => self.sealed.consume(n),
+            }
+        }
     }
 
     /// One step of the handshake; `true` when it is done.
@@ -113,23 +162,34 @@ impl Tls {
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self.session.reader().read(buf) {
+        match self.take(buf) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
         self.push()?;
         self.pull()?;
         // Once: a record that arrives in drops is a step each, like everything else.
-        self.session
-            .reader()
-            .read(buf)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => io::Error::new(
-                    error.kind(),
-                    "it closed the connection without TLS's close_notify",
-                ),
-                _ => error,
-            })
+        self.take(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                error.kind(),
+                "it closed the connection without TLS's close_notify",
+            ),
+            _ => error,
+        })
+    }
+
+    /// The decrypted bytes, as many as there are and fit.
+    fn take(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        loop {
+            let unsealed = self.unseal();
+            match self.session.reader().read(&mut buf[taken..]) {
+                Ok(n @ 1..) => taken += n,
+                // What comes behind them is told the next time.
+                _ if taken > 0 => return Ok(taken),
+                nothing => return unsealed.and(nothing),
+            }
+        }
     }
 
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
@@ -251,7 +311,7 @@ impl Wire {
             Err(error) if !is_not_yet(&error) => return Pump::Failed(error),
             _ => {}
         }
-        match self.io.read(self.input.space()) {
+        match self.io.read(self.input.space(Input::LARGEST)) {
             Ok(0) => Pump::Ended,
             Ok(n) => {
                 self.input.end += n;
@@ -286,13 +346,13 @@ impl Input {
         debug_assert!(self.start <= self.end);
     }
 
-    /// Room for a receive. Doubles where the last receive filled it.
-    fn space(&mut self) -> &mut [u8] {
+    /// Room for a receive. Doubles where the last receive filled it, up to `largest`.
+    fn space(&mut self, largest: usize) -> &mut [u8] {
         let full = self.end == self.bytes.len();
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        if full && self.bytes.len() < Self::LARGEST {
+        if full && self.bytes.len() < largest {
             let length = (self.bytes.len() * 2).max(Self::FIRST);
             self.bytes.resize(length, 0);
         }
