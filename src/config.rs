@@ -11,6 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::auth::Identity;
 use crate::error::{Error, words};
+use crate::json::{Json, parse, parse_value};
 use crate::proxy::{self, Proxy};
 use crate::sys::PerProcess;
 use crate::url::Url;
@@ -129,19 +130,19 @@ impl Change {
             "temperature" => put(
                 |o| &mut o.temperature,
                 value,
-                |text| {
-                    serde_json::from_str(text)
-                        .map_err(|_| bad(key, text, "give a number such as 0.7"))
+                |text| match parse(text) {
+                    Ok(Json::Number(number)) => Ok(number),
+                    _ => Err(bad(key, text, "give a number such as 0.7")),
                 },
             ),
             "max_tokens" => put(|o| &mut o.max_tokens, value, |text| whole(key, text)),
             "body" => put(
                 |o| &mut o.body,
                 value,
-                |text| {
-                    serde_json::from_str(text).map_err(|error| {
-                        Error::misuse(format!("body: give a JSON object ({error})"))
-                    })
+                |text| match parse_value(text) {
+                    Ok(Value::Object(members)) => Ok(members),
+                    Ok(_) => Err(Error::misuse("body: give a JSON object")),
+                    Err(error) => Err(Error::misuse(format!("body: give a JSON object ({error})"))),
                 },
             ),
             "header" => {

@@ -80,6 +80,7 @@ mod error;
 mod ffi;
 #[cfg(gptalk_fuzzing)]
 pub mod fuzzing;
+mod json;
 mod message;
 mod protocol;
 mod proxy;

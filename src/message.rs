@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, ErrorKind};
+use crate::json::parse_value;
 
 /// The longest conversation as JSON, in bytes.
 const MAX_JSON: usize = 64 << 20;
@@ -93,7 +94,7 @@ impl Conversation {
                 ),
             ));
         }
-        let value = serde_json::from_str(json)
+        let value = parse_value(json)
             .map_err(|error| Error::misuse(format!("the messages are not valid JSON: {error}")))?;
         let (messages, members) = match value {
             Value::Array(messages) => (messages, Map::new()),
@@ -201,10 +202,12 @@ impl Conversation {
             Some(role) => talk.message(role, content),
             None => {
                 // As deep as it may be in a list, which is to be read again.
-                let list = serde_json::from_str(&format!("[{content}]"));
-                let [message] = list
+                let list = parse_value(&format!("[{content}]"))
                     .map_err(|error| Error::misuse(format!("the message is not JSON: {error}")))?;
-                message
+                match list {
+                    Value::Array(mut messages) if messages.len() == 1 => messages.remove(0),
+                    _ => return Err(Error::misuse("the message is not one JSON value")),
+                }
             }
         })?;
         Ok(talk.messages_json())

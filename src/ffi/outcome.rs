@@ -6,6 +6,7 @@ use std::ffi::c_char;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::json::parse_value;
 use crate::protocol::parse_event;
 use crate::reply::Reply;
 
@@ -90,7 +91,7 @@ impl Facts<'_> {
 /// What a pointer (RFC 6901) leads to in a JSON text: a string as it is, another value as JSON. A
 /// string on the way is JSON itself, as a tool call's arguments are.
 fn inside(json: &str, pointer: &str) -> Option<String> {
-    let mut value: Value = serde_json::from_str(json).ok()?;
+    let mut value = parse_value(json).ok()?;
     for name in pointer.split('/') {
         if let Value::String(text) = &value {
             value = parse_event(text).ok()?.0.to_value();

@@ -8,9 +8,10 @@
 use std::borrow::Cow;
 
 use super::hot::{Fed, Field, Hot};
-use super::json::{Brackets, Halves, Json, parse_event};
+use super::json::{Brackets, Halves, parse_event};
 use super::{EXCERPT, MAX_JSON, MAX_SECRET, Out, Step};
 use crate::error::{Error, ErrorKind};
+use crate::json::Json;
 use crate::sse::{self, LineTooLong, Lines, MAX_LINE};
 use crate::transport::{Body, Part};
 
@@ -21,13 +22,13 @@ const MAX_INDENT: usize = 4096;
 pub(super) trait Dialect {
     /// Each data line is an event of its own, and no other field means anything. Otherwise the
     /// data lines of an event are joined, as the standard says.
-    const LINES_ARE_EVENTS: bool;
+    fn lines_are_events(&self) -> bool;
 
     /// Each event has the whole reply so far.
-    const IS_CUMULATIVE: bool;
+    fn is_cumulative(&self) -> bool;
 
     /// The names of the members that [`string`](Dialect::string) may be.
-    const STRINGS: &[&str];
+    fn strings(&self) -> &'static [&'static str];
 
     /// Reads an event.
     fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error>;
@@ -39,7 +40,7 @@ pub(super) trait Dialect {
     /// How many bytes of text [`again`](Dialect::again) takes as they are, without an error.
     fn room(&self, out: &Out) -> usize;
 
-    /// The last event again, with another string: where it [is cumulative](Dialect::IS_CUMULATIVE),
+    /// The last event again, with another string: where it [is cumulative](Dialect::is_cumulative),
     /// with this behind it.
     fn again(&mut self, field: Field, text: &str, url: &str, out: &mut Out) -> Result<(), Error>;
 
@@ -111,7 +112,7 @@ impl Reading {
     /// Takes a run of events that have come, each the one before it but for its text. Whether there was
     /// one.
     #[inline]
-    pub fn run<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<bool, Error> {
+    pub fn run(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<bool, Error> {
         let is_at_start = self.lines.is_at_start() && self.bare.is_none();
         if !is_at_start || !self.events.may_be_hot(out) {
             return Ok(false);
@@ -127,7 +128,7 @@ impl Reading {
         }
         let mut is_run = false;
         while let Some(part) = self.body.ready() {
-            let used = hot.take_run::<D>(part);
+            let used = hot.take_run(part);
             if used == 0 {
                 break;
             }
@@ -160,7 +161,7 @@ impl Reading {
     }
 
     /// One step: at most one line.
-    pub fn advance<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
+    pub fn advance(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<Step, Error> {
         let mut part = match self.body.read() {
             Ok(Part::Data(part)) => part,
             Ok(Part::Pending) => return Ok(Step::Going),
@@ -169,7 +170,7 @@ impl Reading {
         };
         let mut used_before = 0;
         if self.lines.is_at_start() && self.events.may_be_hot(out) && self.bare.is_none() {
-            match self.events.hot.feed::<D>(part) {
+            match self.events.hot.feed(part) {
                 Fed::Event(used, field, text) => {
                     dialect.again(field, text, &self.events.url, out)?;
                     self.body.consume(used);
@@ -187,7 +188,7 @@ impl Reading {
                 }
             }
         }
-        let may_be_bare = !self.events.begun || !D::LINES_ARE_EVENTS;
+        let may_be_bare = !self.events.begun || !dialect.lines_are_events();
         if self.bare.is_none() && may_be_bare && opens_json(self.lines.peek(part)) {
             let mut bare = Bare {
                 bytes: std::mem::take(&mut self.lines).into_rest(),
@@ -234,7 +235,7 @@ impl Reading {
     }
 
     /// The body has come to its end, in good order.
-    fn ended<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
+    fn ended(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<Step, Error> {
         if self.bare.is_some() {
             return Err(self.events.cut(b"", out));
         }
@@ -248,10 +249,10 @@ impl Reading {
     }
 
     /// The connection broke, or a time limit passed: what has arrived is handed out.
-    fn broke<D: Dialect>(
+    fn broke(
         &mut self,
         error: Error,
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<Step, Error> {
         self.events.hot.spill(&mut self.lines);
@@ -330,30 +331,30 @@ impl Events {
         !out.wants_events && self.pending.is_empty() && self.origin == Origin::Data
     }
 
-    fn line<D: Dialect>(
+    fn line(
         &mut self,
         line: &[u8],
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<Step, Error> {
         if line.is_empty() {
             return self.end_of_event(dialect, out);
         }
         // Glued to a bare document.
-        if is_done(line) && !D::LINES_ARE_EVENTS {
+        if is_done(line) && !dialect.lines_are_events() {
             self.end_of_event(dialect, out)?;
             return self.done(out);
         }
         match sse::field(line) {
             (b"data", data) => self.data(line, data, dialect, out),
-            (b"event", name) if !D::LINES_ARE_EVENTS => {
+            (b"event", name) if !dialect.lines_are_events() => {
                 self.origin = match name {
                     b"error" => Origin::NamedError,
                     _ => Origin::Data,
                 };
                 Ok(Step::Going)
             }
-            (b"error", value) if !D::LINES_ARE_EVENTS => {
+            (b"error", value) if !dialect.lines_are_events() => {
                 let text = String::from_utf8_lossy(value);
                 let (json, halves) = parse_event(&text)
                     .unwrap_or_else(|_| (Json::String(text.as_ref().into()), Halves::default()));
@@ -376,11 +377,11 @@ impl Events {
     }
 
     /// `data` is the end of `line`.
-    fn data<D: Dialect>(
+    fn data(
         &mut self,
         line: &[u8],
         data: &[u8],
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<Step, Error> {
         if !self.pending.is_empty() {
@@ -417,7 +418,7 @@ impl Events {
                 }
                 Ok(step)
             }
-            Err(error) if D::LINES_ARE_EVENTS => Err(self.malformed(data, &error, out)),
+            Err(error) if dialect.lines_are_events() => Err(self.malformed(data, &error, out)),
             Err(_) => {
                 self.pending.extend_from_slice(data);
                 Ok(Step::Going)
@@ -435,7 +436,7 @@ impl Events {
     }
 
     /// A blank line: the data lines before it are an event.
-    fn end_of_event<D: Dialect>(&mut self, dialect: &mut D, out: &mut Out) -> Result<Step, Error> {
+    fn end_of_event(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<Step, Error> {
         let origin = std::mem::replace(&mut self.origin, Origin::Data);
         if self.pending.is_empty() {
             return Ok(Step::Going);
@@ -459,10 +460,10 @@ impl Events {
     }
 
     /// The last line, which has no line end, counts where it is whole; so do the lines before it.
-    fn last_line<D: Dialect>(
+    fn last_line(
         &mut self,
         line: &[u8],
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<LastLine, Error> {
         let is_cut = |pending: &[u8]| {
@@ -504,11 +505,11 @@ impl Events {
     }
 
     /// A bare document, and what has come behind it.
-    fn bare<D: Dialect>(
+    fn bare(
         &mut self,
         bytes: &[u8],
         rest: &[u8],
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<Step, Error> {
         self.end_of_event(dialect, out)?;
@@ -536,10 +537,10 @@ impl Events {
         }
     }
 
-    fn hand_over<D: Dialect>(
+    fn hand_over(
         &mut self,
         event: &Event<'_>,
-        dialect: &mut D,
+        dialect: &mut dyn Dialect,
         out: &mut Out,
     ) -> Result<Step, Error> {
         self.hot.forget();

@@ -19,7 +19,8 @@
 use std::ops::Range;
 
 use super::events::Dialect;
-use super::json::{parse, unescape};
+use super::json::unescape;
+use crate::json::parse;
 use crate::sse::{Lines, MAX_LINE};
 
 /// What the string of an event is.
@@ -43,6 +44,8 @@ pub(super) struct Hot {
     /// How much of that is in the line.
     line_tail: usize,
     field: Field,
+    /// The string is the whole reply so far.
+    is_cumulative: bool,
     place: Place,
     /// There is a backslash in the string.
     has_escapes: bool,
@@ -114,6 +117,7 @@ impl Hot {
             tail: Vec::new(),
             line_tail: 0,
             field: Field::Text,
+            is_cumulative: false,
             place: Place::Unknown,
             has_escapes: false,
             text: String::new(),
@@ -144,7 +148,7 @@ impl Hot {
 
     /// Takes the events that part begins with, in the usual case: all of the event is there, and no
     /// escape is in its string. How many bytes they are.
-    pub fn take_run<D: Dialect>(&mut self, part: &[u8]) -> usize {
+    pub fn take_run(&mut self, part: &[u8]) -> usize {
         let mut rest = part;
         while self.run.left > 0 {
             let Some(string) = rest.strip_prefix(&self.line[..self.head]) else {
@@ -170,7 +174,7 @@ impl Hot {
                 break;
             }
             self.line.extend_from_slice(string);
-            if D::IS_CUMULATIVE {
+            if self.is_cumulative {
                 self.head = self.line.len();
             }
             // An empty piece is none.
@@ -197,7 +201,7 @@ impl Hot {
 
     /// Looks at what goes on with the stream, where a line begins or where this was left: the event
     /// may be split anywhere, and its string have escapes.
-    pub fn feed<D: Dialect>(&mut self, part: &[u8]) -> Fed<'_> {
+    pub fn feed(&mut self, part: &[u8]) -> Fed<'_> {
         let mut at = 0;
         loop {
             match self.place {
@@ -265,7 +269,7 @@ impl Hot {
                     self.tail.extend_from_slice(line_ends);
                     self.place = Place::Start;
                     self.has_hit = true;
-                    if D::IS_CUMULATIVE {
+                    if self.is_cumulative {
                         self.head = self.line.len();
                     }
                     let text = if self.has_escapes { &self.text } else { raw };
@@ -298,12 +302,12 @@ impl Hot {
 
     /// Learns the event that has come last: what stands before its data in the line, the data, and what
     /// of that is its string.
-    pub fn learn<D: Dialect>(
+    pub fn learn(
         &mut self,
         before: &[u8],
         data: &str,
         string: (Field, &str),
-        dialect: &D,
+        dialect: &dyn Dialect,
     ) {
         if self.pause > 0 {
             self.pause -= 1;
@@ -311,7 +315,7 @@ impl Hot {
         }
         let (field, text) = string;
         let place = place_of(text, data).or_else(|| {
-            let mut names = D::STRINGS.iter();
+            let mut names = dialect.strings().iter();
             names.find_map(|name| {
                 find_string(data, name).filter(|place| tells(data, place, dialect))
             })
@@ -319,7 +323,8 @@ impl Hot {
         let Some(place) = place else {
             return;
         };
-        let head = if D::IS_CUMULATIVE {
+        self.is_cumulative = dialect.is_cumulative();
+        let head = if self.is_cumulative {
             place.end
         } else {
             place.start
@@ -346,7 +351,7 @@ fn place_of(part: &str, text: &str) -> Option<Range<usize>> {
 
 /// Whether the string at this place is the one that [tells](Dialect::string) something: whether
 /// another one in its place is.
-fn tells<D: Dialect>(data: &str, place: &Range<usize>, dialect: &D) -> bool {
+fn tells(data: &str, place: &Range<usize>, dialect: &dyn Dialect) -> bool {
     let other = [&data[..place.start], "x", &data[place.end..]].concat();
     parse(&other).is_ok_and(|json| {
         let told = dialect

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::json::{Json, parse_json, text_of};
+use super::json::{parse_json, text_of};
 use super::{Out, SHOWN_ERROR};
 use crate::config::{Config, GPTALK_BASE_URL, Protocol};
 use crate::error::{Error, ErrorKind};
+use crate::json::Json;
 use crate::transport::Answer;
 use crate::url::is_private_host;
 

@@ -1,9 +1,10 @@
 //! The events of the stream: the whole reply so far in each, deltas out.
 
 use crate::error::Error;
+use crate::json::Json;
 use crate::protocol::events::{Dialect, Event, Origin, empty, reply_too_long};
 use crate::protocol::hot::Field;
-use crate::protocol::json::{Json, text_of};
+use crate::protocol::json::text_of;
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
 
@@ -106,9 +107,17 @@ impl Content {
 }
 
 impl Dialect for Content {
-    const LINES_ARE_EVENTS: bool = true;
-    const IS_CUMULATIVE: bool = true;
-    const STRINGS: &[&str] = &["content"];
+    fn lines_are_events(&self) -> bool {
+        true
+    }
+
+    fn is_cumulative(&self) -> bool {
+        true
+    }
+
+    fn strings(&self) -> &'static [&'static str] {
+        &["content"]
+    }
 
     fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
         if event.origin != Origin::Bare {

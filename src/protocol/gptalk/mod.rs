@@ -22,12 +22,13 @@ use serde_json::json;
 use self::content::Content;
 use super::events::Reading;
 use super::fetch::{Fetch, is_success};
-use super::json::{Json, parse_json, text_of};
+use super::json::{parse_json, text_of};
 use super::refusal::{refusal, service_error};
 use super::{MAX_SECRET, Out, Setting, Step};
 use crate::auth::{self, Identity, Lease, Login, Next};
 use crate::config::is_header_byte;
 use crate::error::{Error, ErrorKind};
+use crate::json::Json;
 use crate::message::Conversation;
 use crate::transport::{Exchange, Request, SLICE};
 

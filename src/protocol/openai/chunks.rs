@@ -10,9 +10,10 @@ use serde_json::Value;
 use super::seam::Seam;
 use super::tools::{Calls, TooMany};
 use crate::error::Error;
+use crate::json::Json;
 use crate::protocol::events::{Dialect, Event, Origin, reply_too_long, too_long};
 use crate::protocol::hot::Field;
-use crate::protocol::json::{Halves, Json, is_empty, text_of};
+use crate::protocol::json::{Halves, is_empty, text_of};
 use crate::protocol::refusal::reported;
 use crate::protocol::{Out, Step};
 
@@ -67,9 +68,17 @@ impl At<'_> {
 }
 
 impl Dialect for Chunks {
-    const LINES_ARE_EVENTS: bool = false;
-    const IS_CUMULATIVE: bool = false;
-    const STRINGS: &[&str] = &["content", "reasoning_content", "reasoning"];
+    fn lines_are_events(&self) -> bool {
+        false
+    }
+
+    fn is_cumulative(&self) -> bool {
+        false
+    }
+
+    fn strings(&self) -> &'static [&'static str] {
+        &["content", "reasoning_content", "reasoning"]
+    }
 
     fn event(&mut self, event: &Event<'_>, url: &str, out: &mut Out) -> Result<Step, Error> {
         let at = At {

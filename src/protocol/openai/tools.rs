@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::seam::Seam;
-use crate::protocol::json::{Brackets, Halves, Json};
+use crate::json::Json;
+use crate::protocol::json::{Brackets, Halves};
 
 /// How many calls a reply may have.
 const MAX_CALLS: usize = 1024;
