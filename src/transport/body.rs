@@ -144,7 +144,7 @@ impl Chunked {
             _ => return None,
         };
         let (mut size, mut at) = (0, 0);
-        // Six digits at most: more might not fit.
+        // Seven digits at most: more might not fit.
         while at < 7 {
             let byte = *digits.get(at)?;
             let digit = match byte {
@@ -270,7 +270,7 @@ impl Body {
     /// Whether [`read`](Body::read) brings something at once.
     #[inline]
     pub fn is_ready(&mut self) -> bool {
-        self.ready > 0 || self.pumped.is_some() || self.unframe() != Ok(false) || self.ready > 0
+        self.pumped.is_some() || self.unframe() != Ok(false) || self.ready > 0
     }
 
     /// What has come and is not [consumed](Body::consume), where there is something.
