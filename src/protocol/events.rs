@@ -109,12 +109,16 @@ impl Reading {
         }
     }
 
+    /// Whether a line begins, with which an event may begin that is known.
+    fn may_be_hot(&self, out: &Out) -> bool {
+        self.lines.is_at_start() && self.bare.is_none() && self.events.may_be_hot(out)
+    }
+
     /// Takes a run of events that have come, each the one before it but for its text. Whether there was
     /// one.
     #[inline]
     pub fn run(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<bool, Error> {
-        let is_at_start = self.lines.is_at_start() && self.bare.is_none();
-        if !is_at_start || !self.events.may_be_hot(out) {
+        if !self.may_be_hot(out) {
             return Ok(false);
         }
         let hot = &mut self.events.hot;
@@ -162,6 +166,7 @@ impl Reading {
 
     /// One step: at most one line.
     pub fn advance(&mut self, dialect: &mut dyn Dialect, out: &mut Out) -> Result<Step, Error> {
+        let may_be_hot = self.may_be_hot(out);
         let mut part = match self.body.read() {
             Ok(Part::Data(part)) => part,
             Ok(Part::Pending) => return Ok(Step::Going),
@@ -169,7 +174,7 @@ impl Reading {
             Err(error) => return self.broke(error, dialect, out),
         };
         let mut used_before = 0;
-        if self.lines.is_at_start() && self.events.may_be_hot(out) && self.bare.is_none() {
+        if may_be_hot {
             match self.events.hot.feed(part) {
                 Fed::Event(used, field, text) => {
                     dialect.again(field, text, &self.events.url, out)?;
@@ -326,7 +331,7 @@ impl Events {
         }
     }
 
-    /// Between two events, where whatever comes is nothing but the next one.
+    /// Whether nothing of an event has come yet, and nobody wants to see it.
     fn may_be_hot(&self, out: &Out) -> bool {
         !out.wants_events && self.pending.is_empty() && self.origin == Origin::Data
     }
