@@ -1,10 +1,10 @@
 //! A reply in the GPTalk protocol, whatever the service sends: the same as a slow reading of the
-//! whole stream gives, however it arrives.
+//! whole stream gives, however it arrives, and whether or not each event is parsed.
 
 #![no_main]
 
 use gptalk::{Conversation, ErrorKind, Protocol};
-use gptalk_fuzz::{How, OK, Outcome, before_the_stream, body_and_how, chat, client};
+use gptalk_fuzz::{How, OK, Outcome, before_the_stream, body_and_how, chat, client, hot_chat};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
@@ -16,7 +16,10 @@ fuzz_target!(|data: &[u8]| {
     let talk = Conversation::from("Hi");
     let chat = |answer| {
         let answers = before_the_stream().into_iter().chain([answer]);
-        chat(&client, &talk, answers)
+        match how.choice & 2 {
+            0 => hot_chat(&client, &talk, answers),
+            _ => chat(&client, &talk, answers),
+        }
     };
     let outcome = chat(how.in_parts(OK, body));
     match Slow::read(body, how, limit as usize) {

@@ -1,11 +1,11 @@
 //! A reply of an OpenAI-compatible service, whatever it sends: what it comes to does not depend on
-//! how it arrives, and what has been handed out of a reply that is cut is what the whole one
-//! begins with.
+//! how it arrives, nor on whether each event is parsed, and what has been handed out of a reply that
+//! is cut is what the whole one begins with.
 
 #![no_main]
 
 use gptalk::{Conversation, Protocol};
-use gptalk_fuzz::{OK, body_and_how, chat, client};
+use gptalk_fuzz::{OK, body_and_how, chat, client, hot_chat};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -25,6 +25,8 @@ fuzz_target!(|data: &[u8]| {
     }
 
     if how.choice & 2 != 0 {
+        let hot = hot_chat(&client, &talk, [how.in_parts(OK, body)]);
+        assert_eq!(hot.essence(), whole.without_events().essence());
         return;
     }
     // Cut anywhere: the last piece may be of a line that is whole by chance.

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 
 use gptalk::fuzzing::{Answer, answer};
-use gptalk::{Client, Conversation, Error, ErrorKind, Event, Protocol, Reply};
+use gptalk::{Client, Conversation, Error, ErrorKind, Event, Protocol, Reply, Stream};
 use serde_json::{Value, json};
 
 /// How the bytes of an answer arrive.
@@ -220,15 +220,32 @@ pub fn client(protocol: Protocol) -> gptalk::ClientBuilder {
     client.base_url("http://127.0.0.1:9").proxy("none")
 }
 
-/// A chat that is answered so. Whatever the answers are, these hold.
+/// A chat that is answered so, and wants to see the events: each of them is parsed.
 pub fn chat(
     client: &Client,
     talk: &Conversation,
     answers: impl IntoIterator<Item = Answer>,
 ) -> Outcome {
-    answer(answers);
     let stream = client.stream(talk).expect("options that can be used");
-    let mut stream = stream.with_events().with_log();
+    run(stream.with_events(), answers)
+}
+
+/// The same, on the hot path: an event that is like the last one is not parsed.
+pub fn hot_chat(
+    client: &Client,
+    talk: &Conversation,
+    answers: impl IntoIterator<Item = Answer>,
+) -> Outcome {
+    run(
+        client.stream(talk).expect("options that can be used"),
+        answers,
+    )
+}
+
+/// Whatever the answers are, these hold.
+fn run(stream: Stream, answers: impl IntoIterator<Item = Answer>) -> Outcome {
+    answer(answers);
+    let mut stream = stream.with_log();
     let (mut told, mut log) = (Vec::new(), Vec::new());
     while let Some(event) = stream.next_event() {
         match event {
@@ -290,6 +307,12 @@ impl Outcome {
 
     pub fn kind(&self) -> Option<ErrorKind> {
         self.error.as_ref().map(Error::kind)
+    }
+
+    /// The same without the events, as one sees it who does not want them.
+    pub fn without_events(mut self) -> Outcome {
+        self.told.retain(|told| !matches!(told, Told::Json(_)));
+        self
     }
 
     /// All that must not depend on how the bytes arrived.
