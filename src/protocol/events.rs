@@ -174,7 +174,10 @@ impl Reading {
             Err(error) => return self.broke(error, dialect, out),
         };
         let mut used_before = 0;
-        if may_be_hot {
+        if !may_be_hot {
+            // Events may be wanted from the middle of one on.
+            self.events.hot.spill(&mut self.lines);
+        } else {
             match self.events.hot.feed(part) {
                 Fed::Event(used, field, text) => {
                     dialect.again(field, text, &self.events.url, out)?;

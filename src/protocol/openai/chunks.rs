@@ -116,9 +116,20 @@ impl Dialect for Chunks {
         {
             return None;
         }
-        let members = choice.get("delta")?.as_object()?.iter();
-        let mut said = members.filter(|(name, value)| name != "role" && !is_empty(value));
+        let delta = choice.get("delta")?;
+        let mut said = delta.as_object()?.iter().filter(|(name, value)| {
+            // An object, be it empty, is one more piece of a call.
+            let is_call = name == "function_call" && value.is_object();
+            name != "role" && (is_call || !is_empty(value))
+        });
         let (name, string) = said.next().filter(|_| said.next().is_none())?;
+        // Of two members of this name the last one counts, which may be empty.
+        if !delta
+            .get(name)
+            .is_some_and(|last| std::ptr::eq(last, string))
+        {
+            return None;
+        }
         let field = match &**name {
             "content" => Field::Text,
             name if THOUGHTS.contains(&name) => Field::Reasoning,
