@@ -906,6 +906,15 @@ const ALIKE: &[(Protocol, &str, &[&str])] = &[
             r#"{"choices":[{"delta":{"reasoning":"\ude00"}}]}"#,
         ],
     ),
+    (
+        Protocol::Gptalk,
+        "\n",
+        &[
+            r#"{"content":"a\ud83d"}"#,
+            r#"{"content":"a\ud83d b"}"#,
+            r#"{"content":"a\ud83d b c"}"#,
+        ],
+    ),
     // Of two choices the first counts.
     (
         Protocol::Openai,
@@ -1321,6 +1330,38 @@ mod in_c {
             // Wherever in a run the limit is.
             for limit in 480..490 {
                 stage.hold_in_c(&mut player, &case(&plain, WAYS[0], Some(limit)), &[]);
+            }
+            let thoughts = String::from_utf8(plain).unwrap();
+            let thoughts = thoughts.replace("content", "reasoning_content");
+            stage.hold_in_c(&mut player, &case(thoughts.as_bytes(), WAYS[0], None), &[]);
+        }
+    }
+
+    /// What counts is what has been handed out, and how long the reply is.
+    #[test]
+    fn a_reply_that_was_rewritten_meets_its_limit_at_the_same_piece() {
+        let stage = Stage::new();
+        let mut player = Player::start(&stage);
+        // Longer than it became, and shorter in characters than in bytes.
+        for (first, then) in [
+            ("long ".repeat(20), "L".into()),
+            ("a".repeat(20), "é".repeat(20)),
+        ] {
+            let mut body = format!("data: {}\n\n", LINE.replace('T', &first)).into_bytes();
+            body.extend(long_body(Protocol::Gptalk, 60, |nth| match nth {
+                0 => then.clone(),
+                _ => "ab".into(),
+            }));
+            for limit in (100..220).step_by(3).chain(40..60) {
+                let case = Case {
+                    protocol: Protocol::Gptalk,
+                    body: body.clone(),
+                    way: WAYS[0],
+                    is_whole: true,
+                    limit: Some(limit),
+                    seed: 1,
+                };
+                stage.hold_in_c(&mut player, &case, &[]);
             }
         }
     }
