@@ -218,7 +218,8 @@ impl Entry {
         };
         let may_log_in = self.login.as_ref().is_none_or(is_stuck);
         // Those that wait will take all that is left: the next login need not wait until they have.
-        let is_scarce = may_log_in && self.waiting > 0 && self.waiting >= self.uses_left(now);
+        let is_scarce =
+            self.login.is_none() && self.waiting > 0 && self.waiting >= self.uses_left(now);
         let usable = |token: &&mut Token| {
             token.id > newer_than && token.uses_left() > 0 && !token.is_expired(now) && !is_scarce
         };

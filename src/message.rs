@@ -241,8 +241,8 @@ impl Conversation {
     }
 }
 
-/// A request's body being written, in JSON: our members, in whose place the user's of the same name
-/// stand. Those of the `body` option replace the conversation's.
+/// A request's body being written, in JSON: our members, but for those that the user has of the same
+/// name, and then the user's. Those of the `body` option replace the conversation's.
 pub(crate) struct RequestBody<'a> {
     json: Vec<u8>,
     talk: &'a Conversation,

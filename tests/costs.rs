@@ -404,15 +404,20 @@ fn a_warm_chat_takes_few_system_calls_on_one_connection_and_one_thread() {
     // A request, its answer, and a look whether the idle connection still stands; a login for five chats.
     for (protocol, most) in [(OpenAi, 3.0), (GpTalk, 6.6)] {
         let name = protocol.name();
-        let [few, many] = [10, 110].map(|chats| {
-            let replies = Replies::start(Stream::short(protocol));
-            let calls = system_calls(client, protocol, &replies, chats);
-            assert_eq!(replies.service.connections(), 1, "{name}");
-            let tasks = ["clone", "fork", "vfork"];
-            let is_task = |call: &&String| tasks.iter().any(|task| call.starts_with(task));
-            assert_eq!(calls.iter().find(is_task), None, "{name}");
-            calls.len()
-        });
+        // An answer may come in two parts now and then, where much else is done.
+        let least = |chats| {
+            let counts = [0; 3].map(|_| {
+                let replies = Replies::start(Stream::short(protocol));
+                let calls = system_calls(client, protocol, &replies, chats);
+                assert_eq!(replies.service.connections(), 1, "{name}");
+                let tasks = ["clone", "fork", "vfork"];
+                let is_task = |call: &&String| tasks.iter().any(|task| call.starts_with(task));
+                assert_eq!(calls.iter().find(is_task), None, "{name}");
+                calls.len()
+            });
+            counts.into_iter().min().unwrap_or_default()
+        };
+        let [few, many] = [10, 110].map(least);
         // The heap may have grown once or twice.
         let calls = (many as f64 - few as f64) / 100.0;
         assert!(calls < most + 0.05, "{name}: {calls} system calls a chat");

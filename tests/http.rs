@@ -891,3 +891,26 @@ fn a_refusal_whose_body_is_cut_is_still_that_refusal() {
         }
     }
 }
+
+#[test]
+fn what_follows_an_informational_answer_is_no_header_however_much_comes_at_once() {
+    let big = format!(
+        "data: {{\"content\": \"{}\"}}\n\n{DONE}",
+        "x".repeat(100_000)
+    );
+    let chats = AtomicU32::new(0);
+    let service = Service::builder().on(Endpoint::Stream, move |_, peer| {
+        // A receive brings as much as that on a connection that has had long answers.
+        let hints = match chats.fetch_add(1, Ordering::SeqCst) {
+            0..3 => "",
+            _ => "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n",
+        };
+        let length = big.len();
+        peer.send(format!("{hints}{OK}content-length: {length}\r\n\r\n{big}"));
+    });
+    let service = service.start();
+    let client = builder(&service).build().unwrap();
+    for _ in 0..8 {
+        assert_eq!(client.complete("Hi").unwrap().text.len(), 100_000);
+    }
+}

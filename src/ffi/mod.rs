@@ -4,7 +4,7 @@
 //! the state behind a `gptalk_client`; `outcome` the keys of `gptalk_get`.
 //!
 //! Panics are contained, exceptions of the host pass: the work is done inside `catch_unwind`, a
-//! piece at a time; the callback is called between two pieces, outside of it, with no lock held.
+//! step at a time; the callback is called between two steps, outside of it, with no lock held.
 
 #![allow(unsafe_code, non_camel_case_types)]
 

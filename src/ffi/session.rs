@@ -326,18 +326,27 @@ impl Session {
     /// Ends the chat as cancelled, if it still runs.
     pub fn cancel(&self) {
         if let Some(stream) = &mut lock(&self.live).stream {
-            let ahead = Ahead::unpack(self.ahead.swap(0, Ordering::Relaxed));
-            stream.give_back(ahead.bytes, ahead.pieces);
-            stream.cancel();
+            self.cancel_stream(stream);
         }
     }
 
     /// Ends the chat, as cancelled if it still runs, and tells how it ended.
     pub fn finish(&self) -> gptalk_status {
-        self.cancel();
         let mut live = lock(&self.live);
-        live.end();
+        // Taken out: should it panic, it goes.
+        if let Some(mut stream) = live.stream.take() {
+            self.cancel_stream(&mut stream);
+            live.stream = Some(stream);
+            live.end();
+        }
         live.status()
+    }
+
+    /// What has been taken and not handed out goes back.
+    fn cancel_stream(&self, stream: &mut Stream) {
+        let ahead = Ahead::unpack(self.ahead.swap(0, Ordering::Relaxed));
+        stream.give_back(ahead.bytes, ahead.pieces);
+        stream.cancel();
     }
 
     /// How the last chat ended.

@@ -12,8 +12,8 @@
 //! the head takes each string in, and only what is new in the next one is looked at.
 //!
 //! It is sound by construction. Any valid string may stand where one has stood, and makes the same
-//! event with another string; and what such an event says, [`Dialect::string`] has found, is no
-//! more than its string. Whatever differs in a byte, or is not valid, goes the long way with all that has been
+//! event with another string; and such an event, [`Dialect::string`] has found, says nothing but its
+//! string, or nothing that it had not said before. Whatever differs in a byte, or is not valid, goes the long way with all that has been
 //! read of it, and so does every event where somebody wants events.
 
 use std::ops::Range;

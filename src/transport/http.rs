@@ -244,7 +244,12 @@ impl Connection {
                 }
                 Ran::Header(head)
             }
-            Err(ureq::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ran::NotYet,
+            Err(ureq::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                match wire.input.unread().len() < MAX_HEADER {
+                    true => Ran::NotYet,
+                    false => Ran::Bad(header_limit(url)),
+                }
+            }
             Err(ureq::Error::LargeResponseHeader(..)) => Ran::Bad(header_limit(url)),
             Err(ureq::Error::Protocol(error)) => {
                 let input = wire.input.unread();
@@ -347,8 +352,14 @@ impl Buffers for Lent {
         &mut self.scratch
     }
 
+    /// As much as a header may be: behind an informational one ureq takes what follows, a body as well,
+    /// for more of a header.
     fn input(&self) -> &[u8] {
-        self.wire.as_ref().map_or(&[], |wire| wire.input.unread())
+        let input = self
+            .wire
+            .as_ref()
+            .map_or(&[][..], |wire| wire.input.unread());
+        &input[..input.len().min(MAX_HEADER)]
     }
 
     // Input is appended by the wire itself.

@@ -166,7 +166,7 @@ impl Tls {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
-        self.push()?;
+        // Nothing is sent here: a peer may have answered that reads no more.
         self.pull()?;
         // Once: a record that arrives in drops is a step each, like everything else.
         self.take(buf).map_err(|error| match error.kind() {
@@ -306,19 +306,19 @@ impl Wire {
 
     /// One receive.
     pub fn receive(&mut self) -> Pump {
-        // What TLS could not send before goes first.
-        match self.io.flush() {
-            Err(error) if !is_not_yet(&error) => return Pump::Failed(error),
-            _ => {}
-        }
-        match self.io.read(self.input.space(Input::LARGEST)) {
-            Ok(0) => Pump::Ended,
-            Ok(n) => {
+        // What TLS could not send before goes first. Where it cannot go at all, the service may have
+        // answered before it closed.
+        let unsent = self.io.flush().err().filter(|error| !is_not_yet(error));
+        match (self.io.read(self.input.space(Input::LARGEST)), unsent) {
+            (Ok(n @ 1..), _) => {
                 self.input.end += n;
                 Pump::Data
             }
-            Err(error) if is_not_yet(&error) => Pump::Pending,
-            Err(error) => Pump::Failed(error),
+            (Err(told), _) if told.kind() == io::ErrorKind::InvalidData => Pump::Failed(told),
+            (_, Some(error)) => Pump::Failed(error),
+            (Ok(_), None) => Pump::Ended,
+            (Err(error), None) if is_not_yet(&error) => Pump::Pending,
+            (Err(error), None) => Pump::Failed(error),
         }
     }
 }

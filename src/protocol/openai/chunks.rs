@@ -117,11 +117,8 @@ impl Dialect for Chunks {
             return None;
         }
         let delta = choice.get("delta")?;
-        let mut said = delta.as_object()?.iter().filter(|(name, value)| {
-            // An object, be it empty, is one more piece of a call.
-            let is_call = name == "function_call" && value.is_object();
-            name != "role" && (is_call || !is_empty(value))
-        });
+        let members = delta.as_object()?.iter();
+        let mut said = members.filter(|(name, value)| name != "role" && !is_empty(value));
         let (name, string) = said.next().filter(|_| said.next().is_none())?;
         // Of two members of this name the last one counts, which may be empty.
         if !delta
@@ -311,7 +308,7 @@ impl Chunks {
             (Some(Json::Array(calls)), _) => calls.iter().try_for_each(|call| self.call(call, at)),
             (Some(call), _) => self.call(call, at),
             // As a call was before there were several.
-            (None, Some(function @ Json::Object(_))) => {
+            (None, Some(function @ Json::Object(_))) if !is_empty(function) => {
                 let call = Json::Object(vec![("function".into(), function.clone())]);
                 self.call(&call, at)
             }
