@@ -224,7 +224,7 @@ impl Session {
     }
 
     /// Runs the chat until it has ended: `false`. Or, with [`OnText::Return`], until there is text:
-    /// `true`, and the text is in `piece`, with a NUL behind it.
+    /// `true`, and the text is in `pieces`, with a NUL behind it.
     pub fn run(
         &self,
         pieces: &mut Pieces,
