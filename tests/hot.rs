@@ -6,6 +6,7 @@
 //! of the callback, as many chats as there are forms.
 
 mod programs;
+mod random;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +17,7 @@ use std::{fs, mem, thread};
 use gptalk::{Client, Error, ErrorKind, Event, Protocol, Stream};
 use gptalk_service::{Endpoint, Peer, Service};
 use programs::{ROOT, wait_until};
+use random::Random;
 use serde_json::{Value, json};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Gptalk, Protocol::Openai];
@@ -82,24 +84,9 @@ impl Answer {
     }
 }
 
-/// Marsaglia's xorshift: the same numbers at each run.
-#[derive(Clone)]
-struct Random(u64);
-
 impl Random {
     fn of(seed: u64) -> Random {
         Random((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
     }
 
     /// Once in so many times.

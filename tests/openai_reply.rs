@@ -6,6 +6,7 @@
 
 mod observer;
 mod programs;
+mod random;
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use gptalk::{Client, Conversation, Error, ErrorKind, Event, Message, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
 use observer::hold;
+use random::Random;
 use serde_json::{Value, json};
 
 use Told::{Json, Text, Thought};
@@ -1742,9 +1744,6 @@ fn the_work_is_linear_in_the_bytes() {
 
 // Replies of which it is known what they say.
 
-/// Marsaglia's xorshift: the same numbers at each run.
-struct Random(u64);
-
 /// What an event adds to the reply, in UTF-16: it may end in half a character.
 enum Part {
     Text(Vec<u16>),
@@ -1779,17 +1778,6 @@ struct Made {
 }
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
     fn text(&mut self, most: usize) -> String {
         let all = "abc XYZ\0\n\r\"\\/:{}[]é¿ßЖ€漢\u{2028}\u{feff}\u{fffd}💥😀🤔";
         let all: Vec<char> = all.chars().collect();

@@ -3,6 +3,7 @@
 
 mod observer;
 mod programs;
+mod random;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use gptalk::{Client, Error, ErrorKind, Event, Reply};
 use gptalk_service::{Endpoint, Peer, Service};
 use observer::hold;
+use random::Random;
 use serde_json::{Value, json};
 
 /// For what is done at once, on a machine that runs other tests too.
@@ -871,21 +873,7 @@ fn slowly(body: &[u8]) -> (Vec<String>, String, Option<ErrorKind>) {
     (pieces, text, Some(ErrorKind::Truncated))
 }
 
-/// Marsaglia's xorshift: the same numbers at each run.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
     /// Up to so many characters of one to four bytes.
     fn text(&mut self, most: usize) -> String {
         let characters: Vec<char> = "abc XYZ\0\n\r\"\\/:{}[]é¿ßЖ€漢\u{2028}\u{feff}\u{fffd}💥😀"

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
-use self::events::Reading;
+use self::events::{Dialect, Reading};
 use crate::config::{Config, Protocol};
 use crate::error::Error;
 use crate::message::Conversation;
@@ -74,23 +74,24 @@ impl Chat {
     /// Takes the events that have come and are the last one again but for their text. Whether there
     /// were any.
     pub fn run(&mut self, out: &mut Out) -> Result<bool, Error> {
-        match self {
-            Chat::Gptalk(chat) => chat.run(out),
-            Chat::Openai(chat) => chat.run(out),
+        match self.reading() {
+            Some((reading, dialect)) => reading.run(dialect, out),
+            None => Ok(false),
         }
     }
 
     /// Whether the next step has something to do, and waits for nothing.
     pub fn is_ready(&mut self) -> bool {
-        self.reading().is_some_and(Reading::is_ready)
+        self.reading()
+            .is_some_and(|(reading, _)| reading.is_ready())
     }
 
     /// Waits for what goes on with the reply, a slice at most. Not before there is one: `false`.
     pub fn wait(&mut self) -> bool {
-        self.reading().map(Reading::wait).is_some()
+        self.reading().map(|(reading, _)| reading.wait()).is_some()
     }
 
-    fn reading(&mut self) -> Option<&mut Reading> {
+    fn reading(&mut self) -> Option<(&mut Reading, &mut dyn Dialect)> {
         match self {
             Chat::Gptalk(chat) => chat.reading(),
             Chat::Openai(chat) => chat.reading(),

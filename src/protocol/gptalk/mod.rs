@@ -20,7 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use self::content::Content;
-use super::events::Reading;
+use super::events::{Dialect, Reading};
 use super::fetch::{Fetch, is_success};
 use super::json::{parse_json, text_of};
 use super::refusal::{refusal, service_error};
@@ -110,19 +110,11 @@ impl Chat {
         }
     }
 
-    /// The reply, where it is being read.
-    pub(super) fn reading(&mut self) -> Option<&mut Reading> {
+    /// The reply, where it is being read, and what is made of it.
+    pub(super) fn reading(&mut self) -> Option<(&mut Reading, &mut dyn Dialect)> {
         match &mut self.phase {
-            Phase::Read(reading) => Some(reading),
+            Phase::Read(reading) => Some((reading, &mut self.content)),
             _ => None,
-        }
-    }
-
-    /// Takes a run of events.
-    pub fn run(&mut self, out: &mut Out) -> Result<bool, Error> {
-        match &mut self.phase {
-            Phase::Read(reading) => reading.run(&mut self.content, out),
-            _ => Ok(false),
         }
     }
 

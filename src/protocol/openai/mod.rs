@@ -18,7 +18,7 @@ mod tools;
 
 use self::chunks::Chunks;
 use self::request::{Body, endpoint};
-use super::events::Reading;
+use super::events::{Dialect, Reading};
 use super::fetch::{Fetch, is_success};
 use super::refusal::{WHERE_TO_LOOK, complaint, refusal};
 use super::{Out, Setting, Step};
@@ -67,19 +67,11 @@ impl Chat {
         reply.tool_calls = self.chunks.tool_calls();
     }
 
-    /// The reply, where it is being read.
-    pub(super) fn reading(&mut self) -> Option<&mut Reading> {
+    /// The reply, where it is being read, and what is made of it.
+    pub(super) fn reading(&mut self) -> Option<(&mut Reading, &mut dyn Dialect)> {
         match &mut self.phase {
-            Phase::Read(reading) => Some(reading),
+            Phase::Read(reading) => Some((reading, &mut self.chunks)),
             _ => None,
-        }
-    }
-
-    /// Takes a run of events.
-    pub fn run(&mut self, out: &mut Out) -> Result<bool, Error> {
-        match &mut self.phase {
-            Phase::Read(reading) => reading.run(&mut self.chunks, out),
-            _ => Ok(false),
         }
     }
 
